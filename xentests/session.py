@@ -1,0 +1,149 @@
+"""One release on one machine, ready to hand out hosts: what the fixtures, ``xentests shell`` and ``bench`` stand on.
+
+Ties the layers together in their order (release, image, lab, host) and holds no logic of its own beyond that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from xentests.host.host import Host
+from xentests.image.build import build_image
+from xentests.image.image import Image
+from xentests.lab.domain import Domain
+from xentests.lab.lab import Lab
+from xentests.lab.libvirt_driver import EMBED
+from xentests.lab.machine import Machine
+from xentests.lab.probe import accelerator
+from xentests.lab.store import Store, default_cache_dir
+from xentests.lab.template import Template
+from xentests.release.spec import parse_release
+
+READY_LIMIT_S = 120.0
+"""From power-on to a dom0 whose agent answers; 5 to 10 s are usual under TCG."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may choose. ``run_dir`` is where logs of the lab's own machines go."""
+
+    run_dir: Path
+    release: str = "debian:trixie"
+    arch: str = "amd64"
+    lab_uri: str = EMBED
+    mirror: str | None = None
+    fresh_boot: bool = False
+
+
+class Session:
+    """The store, image and lab of one run, each made when first asked for. A context manager."""
+
+    def __init__(self, options: Options, *, say: Callable[[str], None] = lambda text: None) -> None:
+        self.options = options
+        self._say = say
+        self._spec = parse_release(options.release, options.arch)
+        self.store = Store(default_cache_dir(), say=say)
+        self._lab: Lab | None = None
+        self._hosts: list[Host] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @cached_property
+    def image(self) -> Image:
+        """The release's image, built if need be."""
+        return build_image(self._spec, self.store, mirror=self.options.mirror, report=self._say)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The default machine of the architecture."""
+        return Machine(self._spec.arch)
+
+    @property
+    def lab(self) -> Lab:
+        """The lab, opened with the accelerator that was found to run a Xen."""
+        if self._lab is None:
+            uri, run_dir = self.options.lab_uri, self.options.run_dir
+            found = accelerator(self.image, self.store, uri=uri, run_dir=run_dir, say=self._say)
+            self._lab = Lab(self.store, run_dir=run_dir, uri=uri, accelerator=found, say=self._say)
+        return self._lab
+
+    def template(self, machine: Machine | None = None) -> Template:
+        """The template of a freshly booted host."""
+
+        def ready(domain: Domain) -> None:
+            with contextlib.closing(Host(domain, self.image)) as host:
+                host.wait_ready(READY_LIMIT_S)
+
+        return self.lab.template(self.image, machine or self.machine, ready=ready)
+
+    def derive(self, base: Template, *, key: str, prepare: Callable[[Host], None]) -> Template:
+        """A template made from a clone of ``base`` in which ``prepare`` has been run; ``key`` names what that does."""
+
+        def step(domain: Domain) -> None:
+            with contextlib.closing(Host(domain, self.image)) as host:
+                host.wake()
+                prepare(host)
+
+        return self.lab.derive(base, key=key, prepare=step)
+
+    def boot(self, *, name: str, log_dir: Path, machine: Machine | None = None) -> Host:
+        """A host booted cold, ready."""
+        domain = self.lab.boot(self.image, machine or self.machine, name=name, log_dir=log_dir)
+        host = self._adopt(domain)
+        try:
+            host.wait_ready(READY_LIMIT_S)
+        except BaseException:
+            self.end(host)
+            raise
+        return host
+
+    def clone(self, template: Template, *, name: str, log_dir: Path, standby: bool = True) -> Host:
+        """A host cloned from ``template``, awake."""
+        domain = self.lab.clone(template, name=name, log_dir=log_dir, standby=standby)
+        host = self._adopt(domain)
+        try:
+            host.wake()
+        except BaseException:
+            self.end(host)
+            raise
+        return host
+
+    def host(self, *, name: str, log_dir: Path, machine: Machine | None = None) -> Host:
+        """A pristine host: a clone, or booted cold when the options say so."""
+        if self.options.fresh_boot:
+            return self.boot(name=name, log_dir=log_dir, machine=machine)
+        return self.clone(self.template(machine), name=name, log_dir=log_dir)
+
+    def end(self, host: Host) -> None:
+        """Let go of a host and end its machine, and wait for that."""
+        if host in self._hosts:
+            self._hosts.remove(host)
+            host.close()
+        machine_of(host).end()
+        machine_of(host).close()
+
+    def close(self) -> None:
+        """End the lab and all its machines. Idempotent."""
+        while self._hosts:
+            self._hosts.pop().close()
+        if self._lab is not None:
+            self._lab.close()
+            self._lab = None
+
+    def _adopt(self, domain: Domain) -> Host:
+        self._hosts.append(Host(domain, self.image))
+        return self._hosts[-1]
+
+
+def machine_of(host: Host) -> Domain:
+    """The machine under a host of a session, with all that the lab can do to it."""
+    assert isinstance(host.domain, Domain)
+    return host.domain
