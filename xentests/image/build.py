@@ -1,0 +1,208 @@
+"""Builds an image from a release by a recipe: fetch, unpack, choose modules, pack the initrds, write the disk.
+
+Needs no root and runs nothing of the release, so an arm64 image is made on an x86 machine like any other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from xentests.errors import LabError, LabFull
+from xentests.image.cpio import Cpio
+from xentests.image.disk import make_disk
+from xentests.image.image import (
+    DOM0_INITRD,
+    DOM0_KERNEL,
+    GUEST_DIRECTORY,
+    GUEST_INITRD,
+    HYPERVISOR,
+    ROOT_DISK,
+    SYMBOLS,
+    XEN_CONFIG,
+    Image,
+    image_of,
+)
+from xentests.image.kernel import plain_hypervisor, plain_kernel
+from xentests.image.modules import Modules, kernel_release, module_name, prune
+from xentests.image.recipe import IMAGES, LoadedRecipe, load_recipe, symbols_package
+from xentests.image.unpack import Tree, one_member, patterns
+from xentests.lab.store import Store, key_of
+from xentests.release.deb import Package
+from xentests.release.fetch import Chosen, Fetched, chosen, fetch
+from xentests.release.spec import ReleaseSpec
+from xentests.tools import ToolFailed
+
+BUILDER = 3  # raise it when the same recipe and packages give another image
+
+Report = Callable[[str], None]
+
+
+def build_image(
+    spec: ReleaseSpec,
+    store: Store,
+    *,
+    mirror: str | None = None,
+    refresh: bool = False,
+    report: Report = lambda text: None,
+    recipes: Path = IMAGES,
+) -> Image:
+    """The image of ``spec``, from the store when the same packages and recipe were built before (no network then).
+
+    ``refresh`` asks the archive for newer packages; ``recipes`` is the directory of the recipe. Raises DownloadError,
+    LabFull, LabError; nothing half-made stays.
+    """
+    recipe = load_recipe(spec, directory=recipes)
+    what = f"image of {spec} {spec.arch}"
+    found = None if refresh else find_image(spec, store, mirror=mirror, recipes=recipes)
+    if found is not None:
+        return found
+    fetched = fetch(spec, recipe.packages, store, mirror=mirror, refresh=refresh, report=report)
+    build = _Build(recipe, fetched, report).into
+    try:
+        return image_of(spec, store.get("image", _key(fetched.chosen, recipe), build, what=what))
+    except ToolFailed as error:
+        if b"No space left on device" in error.output:
+            raise LabFull(f"{what}: the disk below {store.root} is full; make room: `xentests gc`, df -h") from error
+        raise
+
+
+def find_image(spec: ReleaseSpec, store: Store, *, mirror: str | None = None, recipes: Path = IMAGES) -> Image | None:
+    """The image of ``spec`` if the store has it, else None; builds and fetches nothing."""
+    recipe = load_recipe(spec, directory=recipes)
+    known = chosen(spec, recipe.packages, store, mirror=mirror)
+    entry = store.find("image", _key(known, recipe), what=f"image of {spec} {spec.arch}") if known else None
+    return image_of(spec, entry) if entry else None
+
+
+def _key(packages: Chosen, recipe: LoadedRecipe) -> str:
+    """Of all that goes in. Where packages came from is part of it: the same ones unsigned are another release."""
+    unsigned = [package.sha256 for package in packages.packages if package.origin != "archive"]
+    return key_of("image", BUILDER, packages.key, recipe.key, recipe.spec.arch, recipe.spec.base, *unsigned)
+
+
+@dataclass(frozen=True)
+class _Build:
+    loaded: LoadedRecipe
+    fetched: Fetched
+    report: Report
+
+    def into(self, directory: Path) -> Mapping[str, object]:
+        """Fill ``directory`` with the files of the image; the tree is made beside them and deleted."""
+        spec, recipe = self.loaded.spec, self.loaded.recipe
+        name = f"{spec} {spec.arch}"
+        path = directory / "tree"
+        path.mkdir()
+        self.report(f"{name}: unpacking packages")
+        tree = Tree(path, left_out=patterns(recipe.disk.exclude))
+        leave_out = patterns(recipe.disk.leave_out)
+        on_disk = [package for package in self.fetched.chosen.packages if not leave_out(package.name)]
+        tree.add_all((package, self.fetched.deb(package)) for package in on_disk)
+        self.report(f"{name}: kernel and modules")
+        release = kernel_release(path)
+        self._hypervisor(directory, path)
+        self._kernel(directory, release)
+        modules = self._modules(path, release)
+        self.report(f"{name}: initial RAM disks and root disk")
+        dom0 = self._initrd(modules, recipe.modules.initrd, self.loaded.contents[recipe.initrd.dom0], path)
+        (directory / DOM0_INITRD).write_bytes(dom0)
+        guest = self._initrd(modules, recipe.modules.guest, self.loaded.contents[recipe.initrd.guest], path)
+        (directory / GUEST_INITRD).write_bytes(guest)
+        self._add_files(path, directory)
+        make_disk(path, directory / ROOT_DISK, size_mib=recipe.disk.size_mib)
+        shutil.rmtree(path)
+        return {
+            "release": str(spec),
+            "arch": spec.arch,
+            "xen_package_version": self._package(f"xen-hypervisor-{spec.xen}-{spec.arch}").version,
+            "kernel_version": release,
+            "packages": [package.to_json() for package in self.fetched.chosen.packages],
+        }
+
+    def _package(self, name: str) -> Package:
+        for package in self.fetched.chosen.packages:
+            if package.name == name:
+                return package
+        raise LabError(f"{self.loaded.spec}: no package {name} among those fetched; check images/dom0.toml")
+
+    def _hypervisor(self, directory: Path, tree: Path) -> None:
+        spec = self.loaded.spec
+        boot = sorted((tree / "boot").glob(f"xen-*{spec.arch}*"))
+        files = [path for path in boot if path.name.removesuffix(".gz").endswith(spec.arch)]
+        if len(files) != 1:
+            raise LabError(f"{spec}: wanted one hypervisor in /boot, found {[path.name for path in files]}")
+        xen = plain_hypervisor(files[0].read_bytes(), spec.arch, what=files[0].name)
+        (directory / HYPERVISOR).write_bytes(xen)
+        config = files[0].with_name(files[0].name.removesuffix(".gz") + ".config")
+        if config.is_file():
+            shutil.copyfile(config, directory / XEN_CONFIG)
+        for name in (symbols_package(spec), f"xen-hypervisor-{spec.xen}-{spec.arch}"):
+            package = next((found for found in self.fetched.chosen.packages if found.name == name), None)
+            found = one_member(self.fetched.deb(package), _is_symbols) if package else None
+            if found:
+                (directory / SYMBOLS).write_bytes(found[1])
+                return
+
+    def _kernel(self, directory: Path, release: str) -> None:
+        package = self._package(f"linux-image-{release}")
+        found = one_member(self.fetched.deb(package), lambda name: name == f"boot/vmlinuz-{release}")
+        if found is None:
+            raise LabError(f"{package.name}: has no /boot/vmlinuz-{release}")
+        kernel = plain_kernel(found[1], self.loaded.spec.arch, what=found[0])
+        (directory / DOM0_KERNEL).write_bytes(kernel)
+
+    def _modules(self, tree: Path, release: str) -> Modules:
+        """Keep the modules the recipe asks for, and write the list of those that dom0 loads."""
+        recipe = self.loaded.recipe.modules
+        prune(tree, release, prefixes=recipe.keep, names=(*recipe.initrd, *recipe.load, *recipe.guest))
+        modules = Modules.read(tree, release)
+        load = [module_name(path) for path in modules.order(recipe.load)]
+        _write(tree / "etc/modules", "\n".join([*load, ""]).encode())
+        return modules
+
+    def _initrd(self, modules: Modules, names: tuple[str, ...], init: bytes, tree: Path) -> bytes:
+        archive = Cpio()
+        for name in ("bin", "dev", "proc", "sys", "root", "modules"):
+            archive.directory(name)
+        archive.device("dev/console", 5, 1)
+        archive.file("bin/busybox", (tree / "usr/bin/busybox").read_bytes(), 0o755)
+        order = modules.order(names)
+        for path in order:
+            archive.file(f"modules/{module_name(path)}.ko", modules.content(path))
+        archive.file("modules/order", "".join(f"{module_name(path)}.ko\n" for path in order).encode())
+        archive.file("init", init, 0o755)
+        return archive.data()
+
+    def _add_files(self, tree: Path, directory: Path) -> None:
+        recipe = self.loaded.recipe
+        for name in recipe.disk.directories:
+            (tree / name).mkdir(parents=True, exist_ok=True)
+        for name, where in recipe.files.items():
+            _write(tree / where, self.loaded.contents[name])
+        for where, text in recipe.text.items():
+            _write(tree / where, text.encode())
+        for where, target in recipe.links.items():
+            path = tree / where
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+            path.symlink_to(target)
+        guest = tree / GUEST_DIRECTORY
+        guest.mkdir(parents=True)
+        shutil.copyfile(directory / DOM0_KERNEL, guest / "kernel")
+        shutil.copyfile(directory / GUEST_INITRD, guest / "initrd")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o755 if content.startswith(b"#!") else 0o644)
+
+
+def _is_symbols(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file.startswith("xen-syms") and not file.endswith(".map")
