@@ -1,0 +1,203 @@
+"""Machine and files -> libvirt domain XML (https://libvirt.org/formatdomain.html). Pure: touches no file, no libvirt.
+
+Where libvirt has no element for what Xen as a guest needs (multiboot modules, guest-loader, RAM shared with a file,
+instruction counting), QEMU's own options are passed through in the ``qemu:`` name space.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xentests.errors import UsageError
+from xentests.lab.machine import GUEST_AGENT_PORT, GUEST_CONSOLE_PORTS, Machine
+
+QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
+SHELL_PORT = "shell"
+_TCG_CACHE_MIB = 128
+# arm64: QEMU puts the device tree at RAM base + 128 MiB (0x48000000). The modules follow it closely: Xen needs what is
+# left in large pieces for a dom0 that is mapped 1:1.
+_ARM64_KERNEL_AT = 0x4A000000
+_ARM64_INITRD_AT = 0x4E000000
+ARM64_KERNEL_ROOM = _ARM64_INITRD_AT - _ARM64_KERNEL_AT
+"""Bytes that an arm64 dom0 kernel may have; a larger one would be written over by the initrd."""
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What QEMU loads: hypervisor, dom0 kernel, dom0 initrd."""
+
+    hypervisor: Path
+    kernel: Path
+    initrd: Path
+
+
+@dataclass(frozen=True)
+class DomainFiles:
+    """The files of one domain: its disk overlay, the serial line's log, and the directory of its sockets.
+
+    ``memory`` is the RAM file: shared while a template is made (``memory_shared``), private in a clone, None in a
+    plain cold boot. ``incoming`` starts QEMU waiting for a template's device state.
+    """
+
+    disk: Path
+    console_log: Path
+    sockets: Path
+    memory: Path | None = None
+    memory_shared: bool = False
+    incoming: bool = False
+
+    def socket(self, name: str) -> Path:
+        """The unix socket of one channel: the serial line ``console``, the dom0 ``shell`` or a virtio port."""
+        return self.sockets / f"{name.removeprefix('org.xentests.')}.sock"
+
+
+def domain_xml(
+    *, name: str, machine: Machine, boot: BootFiles, files: DomainFiles, accelerator: str = "tcg", emulator: str = ""
+) -> str:
+    """The domain XML of one host, indented and ending in a newline.
+
+    ``accelerator`` is ``tcg`` or ``kvm``; ``emulator`` the QEMU binary, libvirt's choice when empty. Raises
+    :class:`UsageError` for a path that QEMU's options cannot carry.
+    """
+    kvm = accelerator == "kvm"
+    root = ET.Element("domain", {"type": "kvm" if kvm else "qemu"})
+    _text(root, "name", name)
+    _text(root, "memory", str(machine.memory_mib), unit="MiB")
+    _text(root, "vcpu", str(machine.cpus))
+    os_ = ET.SubElement(root, "os")
+    x86 = machine.arch == "amd64"
+    _text(os_, "type", "hvm", arch="x86_64" if x86 else "aarch64", machine="q35" if x86 else "virt")
+    _text(os_, "kernel", str(boot.hypervisor))
+    if x86:
+        _text(os_, "initrd", _modules(machine, boot))
+    _text(os_, "cmdline", machine.xen_command_line)
+    _features(root, machine, kvm=kvm)
+    _cpu(root, machine, kvm=kvm)
+    ET.SubElement(root, "clock", {"offset": "utc"})
+    # A reset is a reboot of Xen; nothing but our own `quit` ends the machine.
+    for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "preserve")):
+        _text(root, event, action)
+    _devices(root, machine, files, emulator)
+    _qemu_options(root, machine, boot, files)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _modules(machine: Machine, boot: BootFiles) -> str:
+    """QEMU's multiboot ``-initrd``: ``FILE ARGS,FILE``; a comma within is doubled, a blank in a path cannot be told."""
+    for path in (boot.kernel, boot.initrd):
+        if " " in str(path):
+            raise UsageError(f"{path}: a path with blanks cannot be a boot module; set XENTESTS_CACHE to one without")
+    return f"{_commas(boot.kernel)} {_commas(machine.dom0_command_line)},{_commas(boot.initrd)}"
+
+
+def _commas(value: object) -> str:
+    return str(value).replace(",", ",,")
+
+
+def _features(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
+    features = ET.SubElement(root, "features")
+    if machine.arch == "amd64":
+        ET.SubElement(features, "acpi")
+        ET.SubElement(features, "apic")
+    if not kvm:
+        # The default is 1 GiB of translated code for every machine.
+        _text(ET.SubElement(features, "tcg"), "tb-cache", str(_TCG_CACHE_MIB), unit="MiB")
+
+
+def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
+    if kvm:
+        ET.SubElement(root, "cpu", {"mode": "host-passthrough", "check": "none"})
+        return
+    model, *changes = machine.cpu_model.split(",")
+    cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
+    _text(cpu, "model", model, fallback="forbid")
+    for change in changes:
+        if change.startswith("vendor="):
+            continue  # libvirt has no word for QEMU's vendor override: see _qemu_options
+        policy = "require" if change.startswith("+") else "disable"
+        ET.SubElement(cpu, "feature", {"policy": policy, "name": change[1:]})
+
+
+def _devices(root: ET.Element, machine: Machine, files: DomainFiles, emulator: str) -> None:
+    devices = ET.SubElement(root, "devices")
+    if emulator:
+        _text(devices, "emulator", emulator)
+    mmio = machine.arch == "arm64"  # dom0 on arm64 gets virtio by MMIO: no PCI host bridge to hand over
+
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    # Nothing on this disk outlives the machine, so flushes are dropped.
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe"})
+    ET.SubElement(disk, "source", {"file": str(files.disk)})
+    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+    bus = ET.SubElement(devices, "controller", {"type": "virtio-serial", "index": "0"})
+    if mmio:
+        ET.SubElement(disk, "address", {"type": "virtio-mmio"})
+        ET.SubElement(bus, "address", {"type": "virtio-mmio"})
+    else:
+        ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+
+    serial = ET.SubElement(devices, "serial", {"type": "unix"})
+    _listen(serial, files.socket("console"))
+    ET.SubElement(serial, "log", {"file": str(files.console_log), "append": "on"})
+    ET.SubElement(serial, "target", {"port": "0"})
+    console = ET.SubElement(devices, "console", {"type": "unix"})
+    _listen(console, files.socket("console"))
+    ET.SubElement(console, "target", {"type": "serial", "port": "0"})
+    shell = ET.SubElement(devices, "console", {"type": "unix"})
+    _listen(shell, files.socket(SHELL_PORT))
+    ET.SubElement(shell, "target", {"type": "virtio", "port": "1"})
+    for port in (GUEST_AGENT_PORT, *GUEST_CONSOLE_PORTS):
+        channel = ET.SubElement(devices, "channel", {"type": "unix"})
+        _listen(channel, files.socket(port))
+        ET.SubElement(channel, "target", {"type": "virtio", "name": port})
+    ET.SubElement(devices, "memballoon", {"model": "none"})
+
+
+def _listen(parent: ET.Element, path: Path) -> None:
+    if len(str(path)) > 107:
+        raise UsageError(f"{path}: longer than the 107 bytes of a unix socket's path; set TMPDIR to a shorter one")
+    ET.SubElement(parent, "source", {"mode": "bind", "path": str(path)})
+
+
+def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: DomainFiles) -> None:
+    ET.register_namespace("qemu", QEMU_NS)
+    line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
+
+    def option(*words: str) -> None:
+        for word in words:
+            ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": word})
+
+    if machine.arch == "arm64":
+        # `virtualization=on` gives the CPUs EL2; guest-loader writes the modules and their device-tree nodes.
+        option("-machine", f"virtualization=on,gic-version={machine.gic_version}")
+        option("-device", _loader(_ARM64_KERNEL_AT, "kernel", boot.kernel, machine.dom0_command_line))
+        option("-device", _loader(_ARM64_INITRD_AT, "initrd", boot.initrd))
+    for change in machine.cpu_model.split(","):
+        if change.startswith("vendor="):
+            option("-cpu", machine.cpu_model)
+    if files.memory is not None:
+        share = "on" if files.memory_shared else "off"
+        option("-object", _memory(machine, files.memory, share), "-machine", "memory-backend=xentests.ram")
+    if machine.timing == "deterministic":
+        option("-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01T00:00:00,clock=vm")
+    if files.incoming:
+        option("-incoming", "defer")
+
+
+def _loader(address: int, kind: str, path: Path, arguments: str = "") -> str:
+    words: Sequence[str] = [f"guest-loader,addr={address:#x}", f"{kind}={_commas(path)}"]
+    return ",".join([*words, *([f"bootargs={_commas(arguments)}"] if arguments else [])])
+
+
+def _memory(machine: Machine, path: Path, share: str) -> str:
+    return f"memory-backend-file,id=xentests.ram,size={machine.memory_mib}M,mem-path={_commas(path)},share={share}"

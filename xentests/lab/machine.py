@@ -1,0 +1,106 @@
+"""What a host runs on: the emulated machine, as data. How libvirt is told of it is ``domain_xml``'s business."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from xentests.errors import UsageError
+from xentests.release.arch import Arch
+
+Timing = Literal["fast", "deterministic"]
+
+GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
+"""The virtio-serial port on which qemu-ga listens in dom0."""
+
+GUEST_CONSOLE_PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
+"""virtio-serial ports free for guests' consoles, bridged to ``xl console`` in dom0."""
+
+_CPU = re.compile(r"[A-Za-z0-9_.-]+(,(vendor=[A-Za-z]+|[+-][a-z0-9_.-]+))*")
+
+# qemu64 with SVM and nested paging is the one model on which PV, PVH and HVM guests all run under TCG, on every QEMU
+# from 7.2 on. cortex-a57 has EL2 and the v8.0 timers that Xen expects.
+_CPU_MODELS: dict[str, str] = {"amd64": "qemu64,+svm,+npt", "arm64": "cortex-a57"}
+
+# QEMU gives CPUs their turns anew whenever its main loop interrupts one, and when it does depends on the outer host:
+# with two CPUs the digits of clones differ by milliseconds, with one they are the same. (QEMU 7.2 on arm64 does not
+# even boot Xen with instruction counting and two CPUs.)
+_CPUS: dict[Timing, int] = {"fast": 2, "deterministic": 1}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One emulated machine and the command lines it is booted with.
+
+    ``cpu_model`` is a QEMU model with features, as on QEMU's ``-cpu``. ``timing`` is ``fast``, or ``deterministic``:
+    instructions are counted, idle time is skipped and CPUs take turns, so that what is measured inside depends on the
+    instructions alone. ``cpus`` is 2, or 1 where timing is deterministic,
+    unless given. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
+    ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
+    """
+
+    arch: Arch
+    cpus: int = 0
+    memory_mib: int = 1024
+    dom0_memory_mib: int = 512
+    cpu_model: str = ""
+    timing: Timing = "fast"
+    gic_version: int = 3
+    xen_args: tuple[str, ...] = ()
+    dom0_args: tuple[str, ...] = ()
+    resident_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timing not in ("fast", "deterministic"):
+            raise UsageError(f"timing={self.timing!r}: fast or deterministic")
+        if not self.cpu_model:
+            object.__setattr__(self, "cpu_model", _CPU_MODELS[self.arch])
+        if not _CPU.fullmatch(self.cpu_model):
+            raise UsageError(f"cpu_model {self.cpu_model!r}: write MODEL[,+feature|,-feature|,vendor=NAME]...")
+        if self.cpus == 0:
+            object.__setattr__(self, "cpus", _CPUS[self.timing])
+        if not 1 <= self.cpus <= 64:
+            raise UsageError(f"cpus={self.cpus}: a machine has 1 to 64 CPUs")
+        if self.dom0_memory_mib + 128 > self.memory_mib:
+            raise UsageError(
+                f"memory_mib={self.memory_mib} leaves no room for Xen beside a dom0 of {self.dom0_memory_mib} MiB"
+            )
+
+    @property
+    def reserved_mib(self) -> int:
+        """What this machine may come to occupy in the lab, in MiB: its memory, QEMU's own, and TCG's code cache."""
+        return (self.memory_mib if self.resident_mib is None else self.resident_mib) + 224
+
+    def with_(self, **changes: object) -> Machine:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def xen_command_line(self) -> str:
+        """Xen's command line (docs/misc/xen-command-line.pandoc).
+
+        ``noreboot`` keeps a crashed Xen where it is, so that its last words and registers can be read.
+        """
+        console = {
+            "amd64": ["console=com1", "com1=115200,8n1"],
+            "arm64": ["console=dtuart", "dtuart=/pl011@9000000"],
+        }[self.arch]
+        size = f"{self.dom0_memory_mib}M"
+        words = [
+            *console,
+            f"dom0_mem={size},max:{size}" if self.arch == "amd64" else f"dom0_mem={size}",
+            "loglvl=all",
+            "guest_loglvl=all",
+            "conring_size=256k",
+            "bootscrub=0",
+            "noreboot",
+        ]
+        return " ".join([*words, *self.xen_args])
+
+    @property
+    def dom0_command_line(self) -> str:
+        """The dom0 kernel's command line."""
+        words = ["console=hvc0", "root=LABEL=dom0root", "rdinit=/init", "panic=0", "oops=panic"]
+        return " ".join([*words, *self.dom0_args])

@@ -1,0 +1,113 @@
+"""Freezing a booted host into a template, and loading a template's state into a waiting machine.
+
+RAM is a file mapped shared while the template is made and privately by every clone, so QEMU's migration stream carries
+device state alone (some 350 kB; capability ``x-ignore-shared``, QEMU docs/devel/migration). Disks are overlays.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from xentests.deadline import until
+from xentests.errors import LabError
+from xentests.image.image import Image
+from xentests.lab.machine import Machine
+from xentests.lab.store import Entry
+
+RAM = "ram"
+STATE = "state"
+DISK = "disk.qcow2"
+BOOT_LOG = "boot.log"
+_CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
+
+
+class TemplateError(LabError):
+    """A template could not be frozen or its state not loaded."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A frozen host in the store: files ``ram``, ``state``, ``disk.qcow2`` and ``boot.log``."""
+
+    entry: Entry
+    image: Image
+    machine: Machine
+
+    @property
+    def key(self) -> str:
+        """Its key in the store: everything that went into it."""
+        return self.entry.key
+
+
+class Monitor(Protocol):
+    """What freezing needs of a machine: its name and its monitor."""
+
+    name: str
+
+    def monitor(self, command: str, **arguments: object) -> Any:
+        """Run one QMP command."""
+
+
+def freeze(domain: Monitor, state: Path, *, qemu_version: str) -> None:
+    """Write the device state of a machine whose RAM is a shared file to ``state``; leaves the machine paused."""
+    domain.monitor("stop")
+    domain.monitor("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    domain.monitor("migrate", uri=_uri(state, qemu_version, write=True))
+    _finish(domain, f"freezing {domain.name}")
+
+
+def load(domain: Monitor, state: Path, *, qemu_version: str) -> None:
+    """Load ``state`` into a machine that waits with ``-incoming defer``; leaves it paused, ready to run."""
+    domain.monitor("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    domain.monitor("migrate-incoming", uri=_uri(state, qemu_version, write=False))
+    _finish(domain, f"loading {state} into {domain.name}")
+
+
+def _uri(path: Path, qemu_version: str, *, write: bool) -> str:
+    if tuple(int(word) for word in qemu_version.split(".")[:2]) >= (8, 2):
+        return f"file:{path}"
+    quoted = shlex.quote(str(path))
+    return f"exec:cat > {quoted}" if write else f"exec:cat {quoted}"
+
+
+def _finish(domain: Monitor, doing: str) -> None:
+    def finished() -> bool:
+        info = domain.monitor("query-migrate") or {}
+        status = info.get("status")
+        if status in ("failed", "cancelled"):
+            reason = info.get("error-desc", "no reason given; see the machine's QEMU log")
+            raise TemplateError(
+                f"{doing}: QEMU says {status}: {reason}. Delete the template: `xentests gc --max-age 0`"
+            )
+        return bool(status == "completed")
+
+    until(finished, what=doing, deadline=30.0, error=TemplateError, every_s=0.002, slowest_s=0.05)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file and keep its holes; shares the blocks where the file system can."""
+    from xentests.tools import run_tool  # noqa: PLC0415 - only derived templates copy
+
+    run_tool(["cp", "--sparse=always", "--reflink=auto", source, target], limit_s=300.0, package="coreutils")
+
+
+@cache
+def outer_cpu() -> dict[str, str]:
+    """What a template depends on of the CPU below: model, features and clock rate (a guest's TSC is the host's)."""
+    facts = {"architecture": platform.machine()}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "flags", "Features", "bogomips", "CPU part") and name.strip() not in facts:
+            facts[name.strip()] = value.strip()
+    return facts
+
+
+def remove(path: Path) -> None:
+    """Remove a directory of a machine that is gone."""
+    shutil.rmtree(path, ignore_errors=True)
