@@ -1,0 +1,128 @@
+"""A guest's console as xenconsoled logged it in dom0: all it said since it was created, and waiting for it to speak.
+
+xenconsoled appends to one file per name, so a guest made anew under an old name starts where the file ended before. An
+HVM guest's emulated serial port is not logged there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from xentests.deadline import Deadline, until
+from xentests.errors import CommandFailed, ProductFailure
+from xentests.host.console import Console
+from xentests.host.files import Files
+from xentests.text import clean, tail
+
+T = TypeVar("T")
+_FOLDER = "/var/log/xen/console"
+# Not only at the start of a line: there may stand the shell's prompt, and its question for the size of the terminal.
+_TICK = re.compile(rb"tick (\d+) (\d+(?:\.\d+)?)\r?$", re.MULTILINE)
+_PANIC = re.compile(rb"Kernel panic - not syncing|end Kernel panic")
+
+
+class GuestFailure(ProductFailure):
+    """A guest did not do what it had to, or died. The text holds its last words."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One line of a test guest's clock: the count since its boot, and its own uptime in seconds."""
+
+    number: int
+    uptime_s: float
+
+
+class GuestLog:
+    """The log of the guest ``name``; made before the guest is created."""
+
+    def __init__(self, name: str, files: Files, console: Console) -> None:
+        self.path = f"{_FOLDER}/guest-{name}.log"
+        self._name = name
+        self._files = files
+        self._console = console
+        self._start = self._offset = len(self._rest(0))
+        self._data = b""
+
+    def _rest(self, offset: int) -> bytes:
+        try:
+            return self._files.read(self.path, offset=offset)
+        except CommandFailed:  # xenconsoled makes the file with the guest's first console
+            return b""
+
+    def raw(self) -> bytes:
+        """Everything so far, as it came."""
+        new = self._rest(self._offset)
+        self._offset += len(new)
+        self._data += new
+        return self._data
+
+    def text(self) -> str:
+        """Everything so far, cleaned."""
+        return clean(self.raw())
+
+    def ticks(self) -> list[Tick]:
+        """Every tick so far, in order."""
+        return [Tick(int(number), float(uptime)) for number, uptime in _TICK.findall(self.raw())]
+
+    def wait_for(
+        self, pattern: str, timeout_s: float, *, times: int = 1, alive: Callable[[], str] = lambda: ""
+    ) -> re.Match[bytes]:
+        """Wait until the log, from its start, holds a regular expression that many ``times``; the last match.
+
+        ``alive`` is asked now and then and at the end; what it returns, unless empty, is why waiting has become
+        pointless. Raises GuestFailure at once when the guest's kernel panics or ``alive`` says so.
+        """
+        regex = re.compile(pattern.encode(), re.MULTILINE)
+
+        def search(data: bytes) -> re.Match[bytes] | None:
+            found = list(regex.finditer(data))
+            return found[-1] if len(found) >= times else None
+
+        return self._wait(search, pattern, timeout_s, alive)
+
+    def wait_tick(self, timeout_s: float, *, alive: Callable[[], str] = lambda: "") -> Tick:
+        """Wait for a tick that is not in the log yet, and return it. Raises GuestFailure."""
+        seen = len(self.ticks())
+        return self._wait(lambda _: next(reversed(self.ticks()[seen:]), None), "another tick", timeout_s, alive)
+
+    def _wait(self, search: Callable[[bytes], T | None], pattern: str, timeout_s: float, alive: Callable[[], str]) -> T:
+        looks = 0
+
+        def look() -> T | None:
+            nonlocal looks
+            self._console.check()
+            data = self.raw()
+            found = search(data)
+            looks += 1
+            if found is None and _PANIC.search(data):
+                raise self.failure(f"its kernel panicked while {pattern!r} was waited for")
+            if found is None and looks % 8 == 0 and (why := alive()):
+                raise self.failure(f"{why} while {pattern!r} was waited for")
+            return found
+
+        deadline = Deadline(timeout_s)
+        found = until(
+            look,
+            what=pattern,
+            deadline=deadline,
+            error=lambda _: self.failure(f"{pattern!r} did not come within {deadline}{_and(alive())}"),
+            every_s=0.03,
+            slowest_s=0.4,
+        )
+        assert found is not None
+        return found
+
+    def failure(self, what: str) -> GuestFailure:
+        """An error that says what was wanted of the guest, and shows its last words and the host's."""
+        return GuestFailure(
+            f"guest {self._name}: {what}. Its last words:\n{tail(self._data)}\nAll of them: {self.path} in dom0. "
+            f"Last lines of the host's console:\n{self._console.tail(8)}\nThe whole console: {self._console.log}"
+        )
+
+
+def _and(why: str) -> str:
+    return f" ({why})" if why else ""

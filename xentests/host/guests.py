@@ -1,0 +1,226 @@
+"""Guests of one host: made from a small spec through ``xl create``, waited for, asked, destroyed.
+
+Test guests boot the same kernel as dom0 with a small initrd that says when it is up, ticks once a second and offers a
+shell on its console. Disks, networks, HVM firmware and migration are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from xentests.deadline import Deadline, until
+from xentests.errors import CommandFailed, ProductFailure, UsageError
+from xentests.host.guest_console import GuestConsole
+from xentests.host.guest_log import GuestFailure, GuestLog, Tick
+from xentests.host.xl import DomainInfo
+
+if TYPE_CHECKING:
+    from xentests.host.host import Host
+
+GUEST_KERNEL = "/usr/share/xentests/guest/kernel"
+GUEST_INITRD = "/usr/share/xentests/guest/initrd"
+READY = "^xentests: guest ready"
+_SPOOL = "/run/xentests/guests"
+_CREATE_S = 90.0
+_UP_S = 180.0
+"""Seconds (scaled) for a guest to come up: 2 to 7 on an idle lab, 50 where several runs share two cores. A guest that
+dies is noticed at once, so nothing is lost by patience."""
+T = TypeVar("T")
+
+Kind = Literal["", "pv", "pvh"]
+Value = str | int | Sequence[str]
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """What guest to make. ``kind`` is empty for the architecture's own: PV on x86-64, the only kind there is on arm64.
+
+    ``kernel_args`` are appended to the guest kernel's command line; ``options`` are further lines of the domain's
+    configuration file (docs/man/xl.cfg.5), by name, and win over what is made here.
+    """
+
+    name: str = "guest"
+    kind: Kind = ""
+    memory_mib: int = 128
+    vcpus: int = 1
+    kernel_args: str = ""
+    kernel: str = GUEST_KERNEL
+    initrd: str = GUEST_INITRD
+    options: Mapping[str, Value] = field(default_factory=dict)
+
+    def config(self, arch: str) -> str:
+        """The domain's configuration for ``xl create``."""
+        if arch == "arm64" and self.kind == "pv":
+            raise UsageError(f"guest {self.name}: there are no PV guests on arm64")
+        lines: dict[str, Value] = {
+            "name": self.name,
+            **({"type": self.kind or "pv"} if arch == "amd64" else {}),
+            "kernel": self.kernel,
+            "ramdisk": self.initrd,
+            "extra": f"console=hvc0 {self.kernel_args}".rstrip(),
+            "memory": self.memory_mib,
+            "vcpus": self.vcpus,
+            # A guest that crashes stays, so that what became of it can be seen.
+            "on_crash": "preserve",
+        }
+        lines.update(self.options)
+        return "".join(f"{key} = {_value(key, value)}\n" for key, value in lines.items())
+
+
+def _value(key: str, value: Value) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        return f"[ {', '.join(_value(key, item) for item in value)} ]"
+    if "\n" in value or ('"' in value and "'" in value):
+        raise UsageError(f"{key}: xl's configuration files have no way to quote {value!r}")
+    return f"'{value}'" if '"' in value else f'"{value}"'
+
+
+class Guest:
+    """One guest that was created. ``domid`` changes when it reboots. ``boots``: how many its ``log`` is to show."""
+
+    def __init__(self, host: Host, spec: GuestSpec, log: GuestLog, *, boots: int = 1) -> None:
+        self.host = host
+        self.spec = spec
+        self.name = spec.name
+        self.log = log
+        self.domid = -1
+        self._boots = boots
+        self._console: GuestConsole | None = None
+
+    def __repr__(self) -> str:
+        return f"<guest {self.name} (domain {self.domid}) on {self.host.name}>"
+
+    @property
+    def info(self) -> DomainInfo | None:
+        """Its line of ``xl list``; None when Xen does not have it."""
+        return self.host.xl.find(self.name)
+
+    @property
+    def console(self) -> GuestConsole:
+        """A dialogue with the shell on its console, opened when first asked for."""
+        if self._console is None:
+            self._console = GuestConsole(self.host, self.name, self.domid)
+        return self._console
+
+    def wait_ready(self, timeout_s: float = _UP_S) -> None:
+        """Wait until the guest's own userland says that it is up. Raises GuestFailure."""
+        if self._boots:
+            self.log.wait_for(READY, timeout_s, times=self._boots, alive=self._trouble)
+
+    def wait_reboot(self, timeout_s: float = _UP_S) -> None:
+        """Wait until the toolstack has started the guest again, as another domain, and it is up. Raises GuestFailure.
+
+        A dialogue with its console ends; the next use of ``console`` opens another.
+        """
+        old, deadline = self.domid, Deadline(timeout_s)
+
+        def look() -> DomainInfo | None:
+            info = self.info
+            return info if info is not None and info.domid != old else None
+
+        self.domid = self._until(look, "to be started again", deadline).domid
+        self._boots += 1
+        self.close()
+        self.wait_ready(deadline.left_s)
+
+    def wait_gone(self, timeout_s: float = _UP_S) -> None:
+        """Wait until the toolstack has cleaned up after a guest that ended itself. Raises GuestFailure."""
+        self._until(lambda: all(entry.domid != self.domid for entry in self.host.xl.list()), "to be gone", timeout_s)
+        self.close()
+
+    def wait_crashed(self, timeout_s: float = _UP_S) -> None:
+        """Wait until Xen has the domain marked as crashed. Raises GuestFailure."""
+        self._until(lambda: (info := self.info) is not None and info.crashed, "to be marked as crashed", timeout_s)
+
+    def _until(self, look: Callable[[], T | None], what: str, deadline: Deadline | float) -> T:
+        def late(message: str) -> GuestFailure:
+            return self.log.failure(f"waited for it {message}; `xl list` says {self.info}")
+
+        found = until(look, what=what, deadline=deadline, error=late, every_s=0.1)
+        assert found is not None
+        return found
+
+    def ticks(self) -> list[Tick]:
+        """The guest's clock as it has ticked so far."""
+        return self.log.ticks()
+
+    def wait_tick(self, timeout_s: float = 20.0) -> Tick:
+        """Wait for a tick that has not been printed yet: proof that the guest runs now. Raises GuestFailure."""
+        return self.log.wait_tick(timeout_s, alive=self._trouble)
+
+    def destroy(self) -> None:
+        """``xl destroy``, and wait until Xen has let go of it. Harmless when it is gone already."""
+        self.close()
+        result = self.host.run("xl", "destroy", self.name, timeout_s=60)
+        if result.exit_code != 0 and self.info is not None:
+            raise CommandFailed(str(result))
+        until(
+            lambda: all(domain.domid != self.domid for domain in self.host.xl.list()),
+            what=f"{self.host.name}: end of guest {self.name} (domain {self.domid})",
+            deadline=30.0,
+            error=ProductFailure,
+            advice="Something in dom0 still holds its memory or devices: look at `xl list` and the backends",
+        )
+
+    def close(self) -> None:
+        """End the dialogue with its console, if there is one; the guest runs on."""
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+
+    def _trouble(self) -> str:
+        info = self.info
+        if info is None:
+            return "the domain is gone"
+        return f"the domain has state {info.state}, a crash," if info.crashed else ""
+
+
+class Guests:
+    """``host.guests``: what was made here and not destroyed yet is in ``made``."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.made: dict[str, Guest] = {}
+
+    def create(self, spec: GuestSpec | None = None, *, ready_s: float | None = _UP_S) -> Guest:
+        """Create a guest, and wait until it says that it is up; ``ready_s=None`` does not wait for that.
+
+        Raises GuestFailure when xl refuses or the guest does not come up.
+        """
+        spec = spec or GuestSpec()
+        host = self._host
+        if not spec.name or "/" in spec.name or spec.name.startswith("-"):
+            raise UsageError(f"guest name {spec.name!r}: not usable as a file name")
+        path = f"{_SPOOL}/{spec.name}.cfg"
+        host.write_file(path, spec.config(host.arch).encode())
+        guest = Guest(host, spec, GuestLog(spec.name, host.files, host.console))
+        result = host.run("xl", "create", path, timeout_s=_CREATE_S)
+        if result.exit_code != 0:
+            raise GuestFailure(f"{result}\nwhile guest {spec.name} was created from\n{spec.config(host.arch)}")
+        self.made[spec.name] = guest
+        guest.domid = int(host.succeed("xl", "domid", spec.name).text)
+        if ready_s is not None:
+            guest.wait_ready(ready_s)
+        return guest
+
+    def attach(self, spec: GuestSpec | None = None) -> Guest:
+        """A guest that runs already: made from ``spec`` before this host was frozen. Its log starts now."""
+        spec = spec or GuestSpec()
+        guest = Guest(self._host, spec, GuestLog(spec.name, self._host.files, self._host.console), boots=0)
+        guest.domid = int(self._host.succeed("xl", "domid", spec.name).text)
+        self.made[spec.name] = guest
+        return guest
+
+    def destroy(self, guest: Guest) -> None:
+        """Destroy a guest and forget it."""
+        guest.destroy()
+        self.made.pop(guest.name, None)
+
+    def close(self) -> None:
+        """End the dialogues with consoles; the guests run on."""
+        for guest in self.made.values():
+            guest.close()

@@ -1,0 +1,45 @@
+"""What a clone needs after its resume: the time of today, and randomness of its own.
+
+A clone's clock stands where its template was frozen, and its random generator is the template's: two clones would
+choose the same UUIDs and MAC addresses. A small program does it all; it is put into dom0 when a host has booted, so
+that templates hold it. A deterministic machine is left alone: its clones must be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from xentests.errors import ProductFailure
+from xentests.host.wake_program import SEED_BYTES, failed_calls, program, request
+
+if TYPE_CHECKING:
+    from xentests.host.host import Host
+
+_NO_SUCH_PROGRAM = 127
+
+
+def install(host: Host) -> None:
+    """Put the program into dom0's memory, and run it once, so that nothing of it has to come from the disk later."""
+    if host.domain.machine.timing != "deterministic":
+        host.write_file(_path(host.arch), program(host.arch), mode=0o755)
+        wake(host)
+
+
+def wake(host: Host) -> None:
+    """Set dom0's clock and reseed its random generator; nothing on a deterministic machine."""
+    if host.domain.machine.timing == "deterministic":
+        return
+    path = _path(host.arch)
+    result = host.run(path, input_data=request(time.time(), os.urandom(SEED_BYTES)))
+    if result.exit_code == _NO_SUCH_PROGRAM:  # a template from before this program was what it is now
+        install(host)
+    elif result.exit_code != 0:
+        failed = ", ".join(failed_calls(result.exit_code)) if result.exit_code > 0 else "it died"
+        raise ProductFailure(f"{host.name}: waking dom0 failed ({failed}): {result}")
+
+
+def _path(arch: str) -> str:
+    return f"/run/xentests/wake-{hashlib.sha256(program(arch)).hexdigest()[:12]}"

@@ -1,0 +1,138 @@
+"""The program that wakes a clone: five system calls in a static ELF file of half a kilobyte, made here for either arch.
+
+It is on the way of every test: a shell with `date` and `cat` cost 245 ms of an emulated CPU that has everything yet to
+translate, this costs 60. And no program in dom0 can make the kernel's random generator forget its old key.
+
+Reads from stdin what ``request`` packs; sets the clock, adds the seed, has the generator reseed itself. The exit code
+has a bit for each call that failed, in the order of ``CALLS``. Sources: clock_settime(2), random(4), elf(5), the system
+call tables of Linux.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+CALLS = ("read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG")
+SEED_BYTES = 64
+
+_TIME = struct.Struct("<qq")  # struct timespec
+_POOL = struct.Struct("<ii")  # struct rand_pool_info: bits of entropy, bytes that follow
+_REQUEST = _TIME.size + _POOL.size + SEED_BYTES
+_STACK = 256
+_BASE = 0x400000
+_HEADERS = 64 + 56
+_CLOCK_REALTIME = 0
+_AT_FDCWD = -100
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+
+Good = Literal["request", "zero", "not negative"]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One system call: its number, its arguments, and which result is good.
+
+    An argument is a number, ``@N`` (byte N of the buffer on the stack), ``path`` or ``fd`` (what ``open`` returned).
+    """
+
+    number: int
+    arguments: tuple[int | str, ...]
+    good: Good = "zero"
+    keeps_fd: bool = False
+
+
+def request(now_s: float, seed: bytes) -> bytes:
+    """What the program reads: the time since the epoch, and ``SEED_BYTES`` of randomness."""
+    whole = int(now_s)
+    head = _TIME.pack(whole, int((now_s - whole) * 1e9)) + _POOL.pack(8 * SEED_BYTES, SEED_BYTES)
+    return head + seed[:SEED_BYTES].ljust(SEED_BYTES, b"\0")
+
+
+def failed_calls(exit_code: int) -> list[str]:
+    """The names of the calls that an exit code says have failed."""
+    return [name for bit, name in enumerate(CALLS) if exit_code & 1 << bit]
+
+
+def program(arch: str, *, clock: int = _CLOCK_REALTIME, device: str = "/dev/urandom") -> bytes:
+    """The ELF file for ``amd64`` or ``arm64``. Selftests give a clock that there is not and a harmless device."""
+    amd64 = arch == "amd64"
+    read, settime, opened, ioctl = (0, 227, 2, 16) if amd64 else (63, 112, 56, 29)
+    where: tuple[int | str, ...] = ("path", 0) if amd64 else (_AT_FDCWD, "path", 0)  # arm64 has openat only
+    calls = (
+        _Call(read, (0, "@0", _REQUEST), good="request"),
+        _Call(settime, (clock, "@0")),
+        _Call(opened, where, good="not negative", keeps_fd=True),
+        _Call(ioctl, ("fd", _RNDADDENTROPY, f"@{_TIME.size}")),
+        _Call(ioctl, ("fd", _RNDRESEEDCRNG, 0)),
+    )
+    assemble = _amd64 if amd64 else _arm64
+    path = _BASE + _HEADERS + len(assemble(calls, 0))
+    code = assemble(calls, path) + device.encode() + b"\0"
+    size = _HEADERS + len(code)
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQI6H", 2, 62 if amd64 else 183, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    head += struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
+    return head + code
+
+
+def _amd64(calls: tuple[_Call, ...], path: int) -> bytes:
+    """rbx collects the bits, rbp keeps the descriptor; arguments in rdi, rsi, rdx, number and result in rax."""
+    registers = (0xBF, 0xBE, 0xBA)  # mov $imm32, %edi / %esi / %edx
+    from_fd = b"\x89\xef"  # mov %ebp, %edi
+    from_stack = {1: b"\x48\x8d\x74\x24", 2: b"\x48\x8d\x54\x24"}  # lea N(%rsp), %rsi / %rdx
+    code = b"\x48\x81\xec" + struct.pack("<I", _STACK) + b"\x31\xdb"  # sub $256, %rsp; xor %ebx, %ebx
+    for bit, call in enumerate(calls):
+        for place, value in enumerate(call.arguments):
+            if value == "fd":
+                code += from_fd
+            elif isinstance(value, str) and value.startswith("@"):
+                code += from_stack[place] + bytes([int(value[1:])])
+            else:
+                number = path if value == "path" else int(value)
+                code += bytes([registers[place]]) + struct.pack("<I", number)
+        code += b"\xb8" + struct.pack("<I", call.number) + b"\x0f\x05"  # mov $number, %eax; syscall
+        if call.keeps_fd:
+            code += b"\x89\xc5"  # mov %eax, %ebp
+        code += {
+            "request": b"\x83\xf8" + bytes([_REQUEST]) + b"\x74\x03",  # cmp $request, %eax; je over the next
+            "zero": b"\x85\xc0\x74\x03",  # test %eax, %eax; je
+            "not negative": b"\x85\xc0\x79\x03",  # test %eax, %eax; jns
+        }[call.good]
+        code += b"\x80\xcb" + bytes([1 << bit])  # or $bit, %bl
+    return code + b"\x89\xdf\xb8\x3c\0\0\0\x0f\x05"  # mov %ebx, %edi; mov $60, %eax; syscall
+
+
+def _arm64(calls: tuple[_Call, ...], path: int) -> bytes:
+    """x19 collects the bits, x20 keeps the descriptor; arguments in x0 to x2, number in x8, result in x0."""
+
+    def mov(register: int, value: int) -> list[int]:
+        if value < 0:
+            return [0x92800000 | ~value << 5 | register]  # movn
+        low, high = value & 0xFFFF, value >> 16
+        return [0xD2800000 | low << 5 | register, 0xF2A00000 | high << 5 | register]  # movz; movk, lsl 16
+
+    def add(target: int, source: int, value: int) -> int:
+        return 0x91000000 | value << 10 | source << 5 | target
+
+    words = [0xD1000000 | _STACK << 10 | 31 << 5 | 31, *mov(19, 0)]  # sub sp, sp, #256
+    for bit, call in enumerate(calls):
+        for place, value in enumerate(call.arguments):
+            if value == "fd":
+                words.append(0xAA0003E0 | 20 << 16 | place)  # mov xN, x20
+            elif isinstance(value, str) and value.startswith("@"):
+                words.append(add(place, 31, int(value[1:])))
+            else:
+                words += mov(place, path if value == "path" else int(value))
+        words += [*mov(8, call.number), 0xD4000001]  # svc #0
+        if call.keeps_fd:
+            words.append(0xAA0003F4)  # mov x20, x0
+        words += {
+            "request": [0xF100001F | _REQUEST << 10, 0x54000040],  # cmp x0, #request; b.eq over the next
+            "zero": [0xB4000040],  # cbz x0
+            "not negative": [0xB6F80040],  # tbz x0, #63
+        }[call.good]
+        words.append(add(19, 19, 1 << bit))
+    words += [0xAA1303E0, *mov(8, 93), 0xD4000001]  # mov x0, x19; exit
+    return struct.pack(f"<{len(words)}I", *words)
