@@ -1,0 +1,1 @@
+"""Live patch payloads, built from Python for a running hypervisor."""
