@@ -1,0 +1,1 @@
+"""Evidence, Allure results, JUnit and the HTML report."""
