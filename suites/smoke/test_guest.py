@@ -1,0 +1,118 @@
+"""A guest of every kind the release can run comes up, says so, answers, keeps time, comes again, and leaves nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from xentests.host.guests import Guest, GuestSpec, Kind
+from xentests.host.host import Host
+from xentests.pytest_plugin.supply import Hosts, Prepared
+
+KINDS = [
+    pytest.param("pv", id="pv", marks=pytest.mark.needs("pv")),
+    pytest.param("pvh", id="pvh", marks=pytest.mark.needs("pvh")),
+]
+"""Every guest on arm64 is of the second kind."""
+
+TIMES = 2
+
+
+def spec_of(kind: Kind) -> GuestSpec:
+    """The guest of that kind that these tests look at."""
+    return GuestSpec(kind=kind, vcpus=2, memory_mib=160, kernel_args="xentests.mark=17")
+
+
+@pytest.fixture
+def running(hosts: Hosts, kind: Kind) -> Guest:
+    """A guest of that kind on a pristine host, which has been running for a moment."""
+    spec = spec_of(kind)
+
+    # A vCPU that is inside an HVM guest cannot be frozen.
+    def prepare(host: Host) -> None:
+        host.guests.create(spec).wait_tick()
+        host.succeed("xl", "pause", spec.name)
+
+    def attached(host: Host) -> None:
+        host.guests.attach(spec)
+        host.succeed("xl", "unpause", spec.name)
+
+    prepared = Prepared(key=f"smoke {spec}", prepare=prepare, attached=attached)
+    return hosts.pristine(prepared=prepared).guests.made[spec.name]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_comes_and_goes(xen_host: Host, kind: Kind) -> None:
+    """Created, it says that it is up and answers; destroyed, it leaves nothing; and so again under the same name.
+
+    Nothing: no domain, xenstore node, process, device or file, and none of Xen's memory.
+    """
+    before = xen_host.leaks.snapshot()
+    domids = []
+    for _ in range(TIMES):
+        guest = xen_host.guests.create(GuestSpec(kind=kind))
+        domids.append(guest.domid)
+        assert guest.console.run("uname -s").text == "Linux\n"
+        assert f"domain guest (id {guest.domid})" in xen_host.leaks.snapshot().since(before)
+        xen_host.guests.destroy(guest)
+        xen_host.leaks.check(before)
+    assert domids == sorted(set(domids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_answers(running: Guest) -> None:
+    """The shell on the guest's console runs commands and tells how they ended."""
+    assert running.console.run("echo one; echo two").text == "one\ntwo\n"
+    assert running.console.run("false").exit_code == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_has_what_it_was_given(running: Guest) -> None:
+    """CPUs, memory and kernel arguments of the guest are those of its configuration, seen from inside and outside."""
+    info = running.info
+    assert info is not None
+    assert (info.vcpus, info.memory_mib) == (running.spec.vcpus, running.spec.memory_mib)
+    assert running.console.run("nproc").text == f"{running.spec.vcpus}\n"
+    memory_kib = int(running.console.run("awk '/^MemTotal/ { print $2 }' /proc/meminfo").text)
+    assert 0.6 < memory_kib / 1024 / running.spec.memory_mib < 1
+    assert running.spec.kernel_args in running.console.run("cat /proc/cmdline").text.split()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_keeps_time(running: Guest) -> None:
+    """The guest's clock ticks on, once a second of its own time, without a gap and never back."""
+    for _ in range(3):
+        running.wait_tick()
+    pairs = list(itertools.pairwise(running.ticks()))
+    assert pairs
+    assert all(later.number == earlier.number + 1 for earlier, later in pairs)
+    assert all(later.uptime_s - earlier.uptime_s >= 1 for earlier, later in pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_reboots_itself(running: Guest) -> None:
+    """A guest that reboots is started again by the toolstack, as another domain with the same name."""
+    first = running.domid
+    running.console.send("reboot -f\r")
+    running.wait_reboot()
+    assert running.domid > first
+    assert running.console.run("echo again").text == "again\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guest_powers_itself_off(xen_host: Host, running: Guest) -> None:
+    """A guest that powers itself off is cleaned up by the toolstack: its host is then like one that never had it."""
+    running.console.send("poweroff -f\r")
+    running.wait_gone()
+    running.host.leaks.check(xen_host.leaks.snapshot())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crashed_guest_does_not_harm_its_host(running: Guest) -> None:
+    """The kernel panic of a guest is the guest's alone: its domain is marked as crashed, and the host goes on."""
+    running.console.send("echo c >/proc/sysrq-trigger\r")
+    running.wait_crashed()
+    assert "Kernel panic - not syncing" in running.log.text()
+    running.destroy()
+    assert [domain.name for domain in running.host.xl.list()] == ["Domain-0"]
