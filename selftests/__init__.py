@@ -1,0 +1,1 @@
+"""Tests of the harness itself: here those without a machine, in ``vm`` those with one."""

@@ -1,0 +1,75 @@
+"""The program that wakes a clone: it is a program, does its calls in order, and says which failed."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from selftests.fakes import FakeDomain, FakeImage, FakeMachine
+from xentests.errors import ProductFailure
+from xentests.host.host import Host
+from xentests.host.wake_program import SEED_BYTES, failed_calls, program, request
+
+NO_CLOCK = 0x7FFF_FFF0
+"""There is no such clock, so clock_settime() fails and the clock of this machine is left alone."""
+
+_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@pytest.mark.parametrize(("arch", "machine"), [("amd64", "EM_X86_64"), ("arm64", "EM_AARCH64")])
+def test_it_is_an_elf_program(tmp_path: Path, arch: str, machine: str) -> None:
+    """One readable and executable segment that holds the entry point and ends with the device's name."""
+    path = tmp_path / "program"
+    path.write_bytes(program(arch))
+    with path.open("rb") as file:
+        elf = ELFFile(file)
+        (segment,) = elf.iter_segments()
+        assert (elf["e_machine"], elf["e_type"], segment["p_flags"]) == (machine, "ET_EXEC", 5)
+        assert segment["p_vaddr"] < elf["e_entry"] < segment["p_vaddr"] + segment["p_filesz"]
+        assert segment["p_filesz"] == path.stat().st_size < 600
+        assert segment.data().endswith(b"/dev/urandom\0")
+
+
+@pytest.mark.parametrize(
+    ("device", "data", "failed"),
+    [
+        ("/dev/null", request(time.time(), b""), ["clock_settime", "RNDADDENTROPY", "RNDRESEEDCRNG"]),
+        ("/no/such", b"", ["read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG"]),
+    ],
+    ids=["null", "nothing"],
+)
+def test_each_failed_call_has_its_bit(tmp_path: Path, device: str, data: bytes, failed: list[str]) -> None:
+    """Run on this machine with a clock and a device that cannot work, it says which of its calls failed."""
+    path = tmp_path / "program"
+    path.write_bytes(program(_ARCHES[platform.machine()], clock=NO_CLOCK, device=device))
+    path.chmod(0o755)
+    done = subprocess.run([path], input=data, check=False)
+    assert failed_calls(done.returncode) == failed
+
+
+def test_request() -> None:
+    """Time and seed are where the kernel's structures want them."""
+    assert len(request(0.0, b"")) == 16 + 8 + SEED_BYTES
+    assert request(3.5, b"ab")[:26] == bytes.fromhex("0300000000000000 0065cd1d00000000 00020000 40000000") + b"ab"
+
+
+def test_a_failed_wake_says_what_failed(tmp_path: Path) -> None:
+    """A clone whose clock cannot be set must not be handed out as if it could."""
+    domain = FakeDomain(tmp_path)
+    host = Host(domain, FakeImage())
+    domain.on_program = lambda argv: (2, b"") if argv[0].startswith("/run/xentests/wake-") else None
+    with pytest.raises(ProductFailure, match=r"fake: waking dom0 failed \(clock_settime\)"):
+        host.wake()
+    host.close()
+
+
+def test_deterministic_machines_are_left_alone(tmp_path: Path) -> None:
+    """A deterministic machine is not touched after its resume: its clones must repeat each other."""
+    domain = FakeDomain(tmp_path, FakeMachine(timing="deterministic"))
+    Host(domain, FakeImage()).wake()
+    assert domain.calls == []

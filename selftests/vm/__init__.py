@@ -1,0 +1,1 @@
+"""Selftests with real machines: a real Xen is booted, frozen, cloned, killed and damaged."""
