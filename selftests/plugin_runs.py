@@ -63,7 +63,7 @@ class Finished:
         return found
 
     def evidence(self, test: str, phase: str = "call", host: str = "xen0") -> Path:
-        """The folder of evidence of one host."""
+        """The folder of evidence of one host; ``phase`` may be ``*`` where chance decides which phase saw the fault."""
         (folder,) = self.run.glob(f"*{test}/{phase}/{host}")
         return folder
 

@@ -1,4 +1,4 @@
-"""Deadlines and the one way to wait: what an error says, how time is counted, and what stands still with the machine."""
+"""Deadlines and the one way to wait: what an error says, how time is counted, what stands still with the machine."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Deadline(2.0, scaled=False).limit_s == 2.0
     for text in ("fast", "0", "1000"):
         monkeypatch.setenv("XENTESTS_TIME_SCALE", text)
-        with pytest.raises(UsageError, match="between 0.1 and 100"):
+        with pytest.raises(UsageError, match=r"between 0\.1 and 100"):
             Deadline(1.0)

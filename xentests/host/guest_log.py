@@ -118,8 +118,9 @@ class GuestLog:
 
     def failure(self, what: str) -> GuestFailure:
         """An error that says what was wanted of the guest, and shows its last words and the host's."""
+        words = tail(self.raw()) or "(none since it was attached)"
         return GuestFailure(
-            f"guest {self._name}: {what}. Its last words:\n{tail(self._data)}\nAll of them: {self.path} in dom0. "
+            f"guest {self._name}: {what}. Its last words:\n{words}\nAll of them: {self.path} in dom0. "
             f"Last lines of the host's console:\n{self._console.tail(8)}\nThe whole console: {self._console.log}"
         )
 

@@ -48,6 +48,9 @@ seccomp_sandbox = 0
 
 _GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED, libvirt.VIR_ERR_OPERATION_TIMEOUT}
+# What libvirt's qemu_agent.c says when the agent itself answered (qemuAgentCheckError), or answered too much; whatever
+# else goes wrong there ("End of file", "Unable to read", "Error while processing") is the loss of its channel.
+_AGENT_REFUSED = ("QEMU agent command", "No complete agent response")
 
 
 class MonitorError(LabError):
@@ -228,11 +231,11 @@ class DomainHandle:
                     f"{self.name}: no answer to {command} within {limit} s ({said})",
                     delivered="not connected" not in said and "not available" not in said,
                 ) from error
-            if self.state() == "gone" or "Unable to read from agent" in said or "Unable to write to agent" in said:
-                raise self._channel_lost(command, said) from error
+            if self.state() != "gone" and any(words in said for words in _AGENT_REFUSED):
+                raise AgentError(f"{self.name}: the guest agent refused {command}: {said}") from error
             if "domain is not running" in said:
                 raise AgentUnresponsive(f"{self.name}: {command} cannot be asked, its CPUs stand still") from error
-            raise AgentError(f"{self.name}: the guest agent refused {command}: {said}") from error
+            raise self._channel_lost(command, said) from error
         return json.loads(text).get("return")
 
     def _channel_lost(self, doing: str, said: str) -> LabError:
