@@ -13,7 +13,7 @@ import os
 import pwd
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "3:file:/dev/null")
 
 import libvirt
 import libvirt_qemu
+import psutil
 
 from xentests.deadline import until
 from xentests.errors import AgentError, AgentUnresponsive, DomainGone, LabError, UsageError
@@ -45,6 +46,8 @@ cgroup_controllers = []
 stdio_handler = "file"
 seccomp_sandbox = 0
 """
+
+_LOOK_FOR_ORPHANS_S = 0.3
 
 _GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED, libvirt.VIR_ERR_OPERATION_TIMEOUT}
@@ -91,7 +94,7 @@ class Connection:
             _adopt_orphans()
         target = f"{EMBED}?root={_prepare_root(root, cache)}" if self.embedded else uri
         try:
-            with _on_one_cpu():
+            with _on_one_cpu(), _burying_orphans():
                 self._connection = libvirt.open(target)
         except libvirt.libvirtError as error:
             raise _open_error(uri, error) from error
@@ -104,7 +107,7 @@ class Connection:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of libvirt and of the QEMU that it drives, as ``{"libvirt": "9.0.0", "QEMU": "7.2.22"}``."""
-        with _translated("asking for versions"):
+        with _translated("asking for versions"), _burying_orphans():
             return {
                 "libvirt": _dotted(self._connection.getLibVersion()),
                 "QEMU": _dotted(self._connection.getVersion()),
@@ -123,7 +126,7 @@ class Connection:
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         if not self.embedded:
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
-        with _translated("starting a machine"):
+        with _translated("starting a machine"), _burying_orphans():
             return DomainHandle(self._connection.createXML(xml, flags))
 
     def free_memory_mib(self) -> int:
@@ -248,7 +251,7 @@ class DomainHandle:
 
 
 @contextlib.contextmanager
-def _translated(doing: str) -> Any:
+def _translated(doing: str) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
@@ -281,7 +284,37 @@ def _reap(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _on_one_cpu() -> Any:
+def _burying_orphans() -> Iterator[None]:
+    """Wait for dead QEMUs that libvirt started as daemons, as an init would, while libvirt may be probing QEMU.
+
+    A probed QEMU is killed, and libvirt polls for 40 s until its process id is free: nobody but us can free it, being
+    its parent by ``_adopt_orphans``. One that libvirt itself waits for is gone at the second look.
+    """
+    over = threading.Event()
+
+    def bury() -> None:
+        seen: set[int] = set()
+        while not over.wait(_LOOK_FOR_ORPHANS_S):
+            dead = {child.pid for child in psutil.Process().children() if _is_dead_qemu(child)}
+            for pid in dead & seen:
+                _reap(pid)
+            seen = dead
+
+    threading.Thread(target=bury, name="libvirt's orphans", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _is_dead_qemu(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.name().startswith("qemu-system"))
+    return False
+
+
+@contextlib.contextmanager
+def _on_one_cpu() -> Iterator[None]:
     """Stay on the first CPU allowed to us.
 
     libvirt throws its cached knowledge of QEMU away (8 s to find anew) when the CPUID leaves it read at the last start
