@@ -90,6 +90,7 @@ class LivepatchSysctl:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._version = 0
+        self._cpus = host.domain.machine.cpus
         self.uploaded: list[str] = []
         """Names of payloads that may be there, in the order of their upload: for ``clear``."""
 
@@ -213,7 +214,7 @@ class LivepatchSysctl:
 
     def _clear(self, names: Sequence[str], *, reverts: Sequence[str] | None = None) -> Look:
         reverts = list(reversed(names)) if reverts is None else reverts
-        script = self._script(room=10 + 8 * (len(names) + len(reverts)))
+        script = self._script(room=10 + (8 + self._cpus) * (len(names) + len(reverts)))
         for name in reverts:
             packed = script.name(_terminated(name))
             script.action(packed, Action.REVERT)
@@ -243,7 +244,7 @@ class LivepatchSysctl:
             if len(taken) != 1:
                 raise ProductFailure(f"{self._host.name}: sysctl takes the interface versions {taken}, not just one")
             self._version = taken[0]
-        return LivepatchScript(self._version, room=room)
+        return LivepatchScript(self._version, cpus=self._cpus, room=room)
 
     def _run(self, script: Script, *, timeout_s: float = 30.0) -> Reply:
         data = script.encode()

@@ -13,13 +13,17 @@ from enum import IntEnum
 
 from xentests.payload.runner import Reply, Script
 
-_HYPERVISOR_XEN_VERSION, _HYPERVISOR_SYSCTL = 17, 35
+_HYPERVISOR_PLATFORM_OP, _HYPERVISOR_XEN_VERSION, _HYPERVISOR_SYSCTL = 7, 17, 35
 _XENVER_VERSION, _XENVER_EXTRAVERSION = 0, 1
 _LIVEPATCH_OP = 27
 _UPLOAD, _GET, _LIST, _ACTION = range(4)
 _SYSCTL_SIZE = 8 + 128
 _HEAD_SIZE = 16
 _NAME = struct.Struct("<QH3H")
+# struct xen_platform_op with XENPF_resource_op, one entry: read the TSC (xen/include/public/platform.h).
+_XENPF_INTERFACE_VERSION, _XENPF_RESOURCE_OP, _PLATFORM_OP_SIZE = 0x03000001, 61, 8 + 128
+_READ_MSR = struct.Struct("<IIQQ")
+_MSR_READ, _MSR_IA32_TSC = 0, 0x10
 _STATES = {1: "CHECKED", 2: "APPLIED"}
 _BUSY_TRIES = 200
 _REVERT_TRIES = 2  # EBUSY also means "not the topmost", and Xen logs that each time
@@ -87,11 +91,15 @@ class Call:
 
 
 class LivepatchScript(Script):
-    """A script of livepatch sub-operations. ``version`` is XEN_SYSCTL_INTERFACE_VERSION of the hypervisor."""
+    """A script of livepatch sub-operations. ``version`` is XEN_SYSCTL_INTERFACE_VERSION of the hypervisor.
 
-    def __init__(self, version: int, *, room: int = 60) -> None:
+    ``cpus`` is how many physical CPUs meet for an action.
+    """
+
+    def __init__(self, version: int, *, cpus: int = 1, room: int = 60) -> None:
         super().__init__(room)
         self._version = version
+        self._cpus = cpus
         self._zero = self.data(bytes(8))
 
     def operation(self, command: int, body: bytes = b"", *, op_flags: int = 0) -> Call:
@@ -114,10 +122,23 @@ class LivepatchScript(Script):
         return self.operation(_GET, name)
 
     def settled(self, name: bytes) -> Call:
-        """Ask for a status until it is no longer "in progress"."""
+        """Ask for a status until it is no longer "in progress", and until every CPU has left the meeting.
+
+        A CPU on its way out (``check_for_livepatch_work`` of xen/common/livepatch.c, interrupts off) that is held up
+        until the next action has begun takes that one for its own and stays, and the next action runs into its time
+        limit. On emulated CPUs, which the outer machine holds up whenever it likes, that was one action in fifteen.
+        """
         call = self.get(name)
         self.jump_if_equal(rc_at(call), -errno.EAGAIN, call.step)
+        for cpu in range(self._cpus):
+            self.interrupted(cpu)
         return call
+
+    def interrupted(self, cpu: int) -> int:
+        """Have a physical CPU answer an interrupt: returns when it has them on. ENODEV for one that is offline."""
+        entry = self.data(_READ_MSR.pack(_MSR_READ, 0, _MSR_IA32_TSC, 0))
+        head = struct.pack("<4IQ", _XENPF_RESOURCE_OP, _XENPF_INTERFACE_VERSION, 1, cpu, entry)
+        return self.hypercall(_HYPERVISOR_PLATFORM_OP, self.data(head.ljust(_PLATFORM_OP_SIZE, b"\0")))
 
     def action(
         self, name: bytes, action: int, *, time_limit_ns: int = PATIENT_NS, flags: int = 0, pad: int = 0
