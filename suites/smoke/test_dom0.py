@@ -6,6 +6,7 @@ import pytest
 
 from xentests.host.host import Host
 from xentests.lab.machine import Machine
+from xentests.pytest_plugin.supply import Hosts
 
 
 @pytest.mark.parametrize("daemon", ["xenstored", "xenconsoled"])
@@ -56,11 +57,21 @@ def test_dom0_knows_its_hypervisor(booted_xen: Host) -> None:
 
 
 def test_dom0_has_what_it_was_given(booted_xen: Host, machine: Machine) -> None:
-    """dom0 is the only domain, runs on every CPU, and has the memory of Xen's command line."""
+    """dom0 is the only domain, with the vCPUs and the memory of Xen's command line."""
     (dom0,) = booted_xen.xl.list()
     assert (dom0.name, dom0.domid, dom0.memory_mib) == ("Domain-0", 0, machine.dom0_memory_mib)
+    assert dom0.vcpus == machine.dom0_vcpus
+    assert int(booted_xen.succeed("nproc").text) == machine.dom0_vcpus
+
+
+def test_dom0_with_all_cpus(hosts: Hosts, machine: Machine) -> None:
+    """Without a limit dom0 has as many vCPUs as there are CPUs, each of which runs programs."""
+    host = hosts.pristine(machine=machine.with_(dom0_vcpus=0))
+    (dom0,) = host.xl.list()
     assert dom0.vcpus == machine.cpus
-    assert int(booted_xen.succeed("nproc").text) == machine.cpus
+    for cpu in range(machine.cpus):
+        mask = host.succeed("taskset", "--cpu-list", cpu, "cat", "/proc/self/status").text
+        assert f"Cpus_allowed_list:\t{cpu}\n" in mask
 
 
 def test_dom0_kernel_is_not_tainted(booted_xen: Host) -> None:

@@ -36,8 +36,8 @@ class Machine:
 
     ``cpu_model`` is a QEMU model with features, as on QEMU's ``-cpu``. ``timing`` is ``fast``, or ``deterministic``:
     instructions are counted, idle time is skipped and CPUs take turns, so that what is measured inside depends on the
-    instructions alone. ``cpus`` is 2, or 1 where timing is deterministic,
-    unless given. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
+    instructions alone. ``cpus`` is 2, or 1 where timing is deterministic, unless given; ``dom0_vcpus`` how many of them
+    dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -45,6 +45,7 @@ class Machine:
     cpus: int = 0
     memory_mib: int = 1024
     dom0_memory_mib: int = 512
+    dom0_vcpus: int = 1
     cpu_model: str = ""
     timing: Timing = "fast"
     gic_version: int = 3
@@ -63,6 +64,8 @@ class Machine:
             object.__setattr__(self, "cpus", _CPUS[self.timing])
         if not 1 <= self.cpus <= 64:
             raise UsageError(f"cpus={self.cpus}: a machine has 1 to 64 CPUs")
+        if not 0 <= self.dom0_vcpus <= self.cpus:
+            raise UsageError(f"dom0_vcpus={self.dom0_vcpus}: 1 to {self.cpus}, or 0 for all CPUs")
         if self.dom0_memory_mib + 128 > self.memory_mib:
             raise UsageError(
                 f"memory_mib={self.memory_mib} leaves no room for Xen beside a dom0 of {self.dom0_memory_mib} MiB"
@@ -91,6 +94,7 @@ class Machine:
         words = [
             *console,
             f"dom0_mem={size},max:{size}" if self.arch == "amd64" else f"dom0_mem={size}",
+            *([f"dom0_max_vcpus={self.dom0_vcpus}"] if self.dom0_vcpus else []),
             "loglvl=all",
             "guest_loglvl=all",
             "conring_size=256k",
