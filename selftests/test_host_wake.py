@@ -33,6 +33,18 @@ def test_it_is_an_elf_program(tmp_path: Path, arch: str, machine: str) -> None:
         assert segment["p_vaddr"] < elf["e_entry"] < segment["p_vaddr"] + segment["p_filesz"]
         assert segment["p_filesz"] == path.stat().st_size < 600
         assert segment.data().endswith(b"/dev/urandom\0")
+    visiting = program(arch, visit=2)
+    assert b"/dev/xen/privcmd\0" in visiting
+    assert len(visiting) < 1200
+
+
+def test_it_says_that_it_cannot_visit(tmp_path: Path) -> None:
+    """Where there is no Xen, or no hypercall, the calls by which it moves from CPU to CPU fail, and it says so."""
+    path = tmp_path / "program"
+    for privcmd, failed in (("/no/such", "open privcmd"), ("/dev/null", "SCHEDOP_pin_override")):
+        path.write_bytes(program(_ARCHES[platform.machine()], visit=2, clock=NO_CLOCK, privcmd=privcmd))
+        path.chmod(0o755)
+        assert failed in failed_calls(subprocess.run([path], input=b"", check=False).returncode)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
-"""The program that wakes a clone: five system calls in a static ELF file of half a kilobyte, made here for either arch.
+"""The program that wakes a clone: some system calls in a static ELF file of half a kilobyte, made here for either arch.
 
 It is on the way of every test: a shell with `date` and `cat` cost 245 ms of an emulated CPU that has everything yet to
 translate, this costs 60. And no program in dom0 can make the kernel's random generator forget its old key.
 
-Reads from stdin what ``request`` packs; sets the clock, adds the seed, has the generator reseed itself. The exit code
-has a bit for each call that failed, in the order of ``CALLS``. Sources: clock_settime(2), random(4), elf(5), the system
-call tables of Linux.
+Reads from stdin what ``request`` packs; sets the clock, adds the seed, has the generator reseed itself, and visits
+physical CPUs, if it is to. The exit code has a bit for each call that failed, in the order of ``CALLS``. Sources:
+clock_settime(2), random(4), elf(5), the system call tables of Linux; Xen's public/sched.h for SCHEDOP_pin_override.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-CALLS = ("read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG")
+CALLS = ("read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG", "open privcmd", "SCHEDOP_pin_override")
 SEED_BYTES = 64
 
 _TIME = struct.Struct("<qq")  # struct timespec
@@ -26,17 +28,24 @@ _HEADERS = 64 + 56
 _CLOCK_REALTIME = 0
 _AT_FDCWD = -100
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+_IOCTL_PRIVCMD_HYPERCALL = 0x305000
+_HYPERCALL = struct.Struct("<6Q")  # struct privcmd_hypercall: number, five arguments
+_SCHED_OP, _PIN_OVERRIDE = 29, 7
+_NO_PIN = -1
+_PRIVCMD = "/dev/xen/privcmd"
 
 Good = Literal["request", "zero", "not negative"]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One system call: its number, its arguments, and which result is good.
+    """One system call: its name in ``CALLS``, its number, its arguments, and which result is good.
 
-    An argument is a number, ``@N`` (byte N of the buffer on the stack), ``path`` or ``fd`` (what ``open`` returned).
+    An argument is a number, ``@N`` (byte N of the buffer on the stack), ``+N`` (byte N of the data behind the code) or
+    ``fd`` (what ``open`` returned last).
     """
 
+    name: str
     number: int
     arguments: tuple[int | str, ...]
     good: Good = "zero"
@@ -55,42 +64,86 @@ def failed_calls(exit_code: int) -> list[str]:
     return [name for bit, name in enumerate(CALLS) if exit_code & 1 << bit]
 
 
-def program(arch: str, *, clock: int = _CLOCK_REALTIME, device: str = "/dev/urandom") -> bytes:
-    """The ELF file for ``amd64`` or ``arm64``. Selftests give a clock that there is not and a harmless device."""
+def program(
+    arch: str, *, visit: int = 0, clock: int = _CLOCK_REALTIME, device: str = "/dev/urandom", privcmd: str = _PRIVCMD
+) -> bytes:
+    """The ELF file for ``amd64`` or ``arm64``. Selftests give a clock that there is not and harmless devices.
+
+    ``visit``: how many physical CPUs it runs on, one after the other, before it lets Xen choose again; 0 for none.
+    """
     amd64 = arch == "amd64"
     read, settime, opened, ioctl = (0, 227, 2, 16) if amd64 else (63, 112, 56, 29)
-    where: tuple[int | str, ...] = ("path", 0) if amd64 else (_AT_FDCWD, "path", 0)  # arm64 has openat only
-    calls = (
-        _Call(read, (0, "@0", _REQUEST), good="request"),
-        _Call(settime, (clock, "@0")),
-        _Call(opened, where, good="not negative", keeps_fd=True),
-        _Call(ioctl, ("fd", _RNDADDENTROPY, f"@{_TIME.size}")),
-        _Call(ioctl, ("fd", _RNDRESEEDCRNG, 0)),
-    )
+
+    def open_(name: str, at: int, flags: int) -> _Call:
+        path: tuple[int | str, ...] = (f"+{at}", flags)
+        where = path if amd64 else (_AT_FDCWD, *path)  # arm64 has openat only
+        return _Call(name, opened, where, good="not negative", keeps_fd=True)
+
+    data = _Data()
+    calls = [
+        _Call("read", read, (0, "@0", _REQUEST), good="request"),
+        _Call("clock_settime", settime, (clock, "@0")),
+        open_("open", data.add(device.encode() + b"\0"), 0),
+        _Call("RNDADDENTROPY", ioctl, ("fd", _RNDADDENTROPY, f"@{_TIME.size}")),
+        _Call("RNDRESEEDCRNG", ioctl, ("fd", _RNDRESEEDCRNG, 0)),
+    ]
+    if visit:
+        calls.append(open_("open privcmd", data.add(privcmd.encode() + b"\0"), 2))
+        # Xen refuses another pin before the last one was undone (vcpu_temporary_affinity() in common/sched/core.c).
+        for pcpu in itertools.chain.from_iterable((pcpu, _NO_PIN) for pcpu in range(visit)):
+            pin = data.add(struct.pack("<i", pcpu))
+            # Its second argument is an address, known once the code is.
+            hypercall = data.add(_HYPERCALL.pack(_SCHED_OP, _PIN_OVERRIDE, pin, 0, 0, 0), address_at=16)
+            calls.append(_Call("SCHEDOP_pin_override", ioctl, ("fd", _IOCTL_PRIVCMD_HYPERCALL, f"+{hypercall}")))
     assemble = _amd64 if amd64 else _arm64
-    path = _BASE + _HEADERS + len(assemble(calls, 0))
-    code = assemble(calls, path) + device.encode() + b"\0"
+    data_at = -(-(_BASE + _HEADERS + len(assemble(calls, 0))) // 8) * 8
+    code = assemble(calls, data_at).ljust(data_at - _BASE - _HEADERS, b"\0") + data.content(data_at)
     size = _HEADERS + len(code)
     head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head += struct.pack("<HHIQQQI6H", 2, 62 if amd64 else 183, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62 if amd64 else 183, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     head += struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
     return head + code
 
 
-def _amd64(calls: tuple[_Call, ...], path: int) -> bytes:
+class _Data:
+    """What stands behind the code: 8-aligned pieces, of which some hold the address of others."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._addresses: list[int] = []
+
+    def add(self, piece: bytes, *, address_at: int | None = None) -> int:
+        """Its offset. ``address_at``: where in it there is an offset that is to become an address."""
+        self._bytes += bytes(-len(self._bytes) % 8)
+        at = len(self._bytes)
+        self._bytes += piece
+        if address_at is not None:
+            self._addresses.append(at + address_at)
+        return at
+
+    def content(self, base: int) -> bytes:
+        """All of it, for a place in memory."""
+        made = bytearray(self._bytes)
+        for at in self._addresses:
+            struct.pack_into("<Q", made, at, base + struct.unpack_from("<Q", made, at)[0])
+        return bytes(made)
+
+
+def _amd64(calls: Sequence[_Call], data_at: int) -> bytes:
     """rbx collects the bits, rbp keeps the descriptor; arguments in rdi, rsi, rdx, number and result in rax."""
     registers = (0xBF, 0xBE, 0xBA)  # mov $imm32, %edi / %esi / %edx
     from_fd = b"\x89\xef"  # mov %ebp, %edi
     from_stack = {1: b"\x48\x8d\x74\x24", 2: b"\x48\x8d\x54\x24"}  # lea N(%rsp), %rsi / %rdx
     code = b"\x48\x81\xec" + struct.pack("<I", _STACK) + b"\x31\xdb"  # sub $256, %rsp; xor %ebx, %ebx
-    for bit, call in enumerate(calls):
+    for call in calls:
+        bit = CALLS.index(call.name)
         for place, value in enumerate(call.arguments):
             if value == "fd":
                 code += from_fd
             elif isinstance(value, str) and value.startswith("@"):
                 code += from_stack[place] + bytes([int(value[1:])])
             else:
-                number = path if value == "path" else int(value)
+                number = data_at + int(value) if isinstance(value, str) else value
                 code += bytes([registers[place]]) + struct.pack("<I", number)
         code += b"\xb8" + struct.pack("<I", call.number) + b"\x0f\x05"  # mov $number, %eax; syscall
         if call.keeps_fd:
@@ -104,7 +157,7 @@ def _amd64(calls: tuple[_Call, ...], path: int) -> bytes:
     return code + b"\x89\xdf\xb8\x3c\0\0\0\x0f\x05"  # mov %ebx, %edi; mov $60, %eax; syscall
 
 
-def _arm64(calls: tuple[_Call, ...], path: int) -> bytes:
+def _arm64(calls: Sequence[_Call], data_at: int) -> bytes:
     """x19 collects the bits, x20 keeps the descriptor; arguments in x0 to x2, number in x8, result in x0."""
 
     def mov(register: int, value: int) -> list[int]:
@@ -117,14 +170,15 @@ def _arm64(calls: tuple[_Call, ...], path: int) -> bytes:
         return 0x91000000 | value << 10 | source << 5 | target
 
     words = [0xD1000000 | _STACK << 10 | 31 << 5 | 31, *mov(19, 0)]  # sub sp, sp, #256
-    for bit, call in enumerate(calls):
+    for call in calls:
+        bit = CALLS.index(call.name)
         for place, value in enumerate(call.arguments):
             if value == "fd":
                 words.append(0xAA0003E0 | 20 << 16 | place)  # mov xN, x20
             elif isinstance(value, str) and value.startswith("@"):
                 words.append(add(place, 31, int(value[1:])))
             else:
-                words += mov(place, path if value == "path" else int(value))
+                words += mov(place, data_at + int(value) if isinstance(value, str) else value)
         words += [*mov(8, call.number), 0xD4000001]  # svc #0
         if call.keeps_fd:
             words.append(0xAA0003F4)  # mov x20, x0
