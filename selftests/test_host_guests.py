@@ -16,7 +16,8 @@ from selftests.fakes import FakeDomain, FakeImage
 from xentests.errors import HypervisorCrash, LabError, LabFull, UsageError
 from xentests.host.guest_console import PORTS, GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
-from xentests.host.guests import Guests, GuestSpec
+from xentests.host.guest_spec import GuestSpec
+from xentests.host.guests import Guests
 from xentests.host.host import Host
 from xentests.host.leaks import Leak, Snapshot, parse_snapshot
 
@@ -113,6 +114,8 @@ def test_configuration_by_architecture() -> None:
         "extra = 'console=hvc0 a=\"b c\"'",
         "memory = 96",
         "vcpus = 3",
+        'on_poweroff = "destroy"',
+        'on_reboot = "restart"',
         'on_crash = "preserve"',
         'vif = [ "mac=1", "bridge=x" ]',
         "",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 
-from xentests.host.guests import Guest, GuestSpec, Kind
+from xentests.host.capabilities import Capability
+from xentests.host.guest_spec import GuestSpec, Kind
+from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.pytest_plugin.supply import Hosts, Prepared
 
@@ -109,10 +112,14 @@ def test_guest_powers_itself_off(xen_host: Host, running: Guest) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crashed_guest_does_not_harm_its_host(running: Guest) -> None:
-    """The kernel panic of a guest is the guest's alone: its domain is marked as crashed, and the host goes on."""
+def test_crashed_guest_does_not_harm_its_host(running: Guest, capabilities: Mapping[str, Capability]) -> None:
+    """The kernel panic of a guest is the guest's alone: its domain is marked as crashed, and the host goes on.
+
+    Linux tells Xen of its panic on x86 only (arch/x86/xen/enlighten.c, xen_panic_event); on arm64 it spins for ever.
+    """
     running.console.send("echo c >/proc/sysrq-trigger\r")
-    running.wait_crashed()
-    assert "Kernel panic - not syncing" in running.log.text()
+    running.log.wait_for("Kernel panic - not syncing", 60)
+    if capabilities["amd64"]:
+        running.wait_crashed()
     running.destroy()
     assert [domain.name for domain in running.host.xl.list()] == ["Domain-0"]

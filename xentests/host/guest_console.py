@@ -29,8 +29,8 @@ PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 _SLICE_S = 0.25
 _TICK = re.compile(r"^tick \d+ [\d.]+\n", re.MULTILINE)
 # One descriptor for both directions: a virtio port opens once only. `--interactive` makes the client read its input
-# although that is no terminal.
-_BRIDGE = 'exec xenconsole --interactive --num 0 "$2" <>"/dev/virtio-ports/$1" >&0'
+# although that is no terminal. An HVM guest has an emulated serial port besides its PV console.
+_BRIDGE = 'exec xenconsole --interactive --type pv --num 0 "$2" <>"/dev/virtio-ports/$1" >&0'
 _numbers = count(1)
 
 

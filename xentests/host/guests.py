@@ -1,26 +1,24 @@
 """Guests of one host: made from a small spec through ``xl create``, waited for, asked, destroyed.
 
 Test guests boot the same kernel as dom0 with a small initrd that says when it is up, ticks once a second and offers a
-shell on its console. Disks, networks, HVM firmware and migration are not here.
+shell on its console. What they are made of is in ``guest_spec``; migration is not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from xentests.deadline import Deadline, until
 from xentests.errors import CommandFailed, ProductFailure, UsageError
 from xentests.host.guest_console import GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
+from xentests.host.guest_spec import GuestSpec
 from xentests.host.xl import DomainInfo
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-GUEST_KERNEL = "/usr/share/xentests/guest/kernel"
-GUEST_INITRD = "/usr/share/xentests/guest/initrd"
 READY = "^xentests: guest ready"
 _SPOOL = "/run/xentests/guests"
 _CREATE_S = 90.0
@@ -28,55 +26,6 @@ _UP_S = 180.0
 """Seconds (scaled) for a guest to come up: 2 to 7 on an idle lab, 50 where several runs share two cores. A guest that
 dies is noticed at once, so nothing is lost by patience."""
 T = TypeVar("T")
-
-Kind = Literal["", "pv", "pvh"]
-Value = str | int | Sequence[str]
-
-
-@dataclass(frozen=True)
-class GuestSpec:
-    """What guest to make. ``kind`` is empty for the architecture's own: PV on x86-64, the only kind there is on arm64.
-
-    ``kernel_args`` are appended to the guest kernel's command line; ``options`` are further lines of the domain's
-    configuration file (docs/man/xl.cfg.5), by name, and win over what is made here.
-    """
-
-    name: str = "guest"
-    kind: Kind = ""
-    memory_mib: int = 128
-    vcpus: int = 1
-    kernel_args: str = ""
-    kernel: str = GUEST_KERNEL
-    initrd: str = GUEST_INITRD
-    options: Mapping[str, Value] = field(default_factory=dict)
-
-    def config(self, arch: str) -> str:
-        """The domain's configuration for ``xl create``."""
-        if arch == "arm64" and self.kind == "pv":
-            raise UsageError(f"guest {self.name}: there are no PV guests on arm64")
-        lines: dict[str, Value] = {
-            "name": self.name,
-            **({"type": self.kind or "pv"} if arch == "amd64" else {}),
-            "kernel": self.kernel,
-            "ramdisk": self.initrd,
-            "extra": f"console=hvc0 {self.kernel_args}".rstrip(),
-            "memory": self.memory_mib,
-            "vcpus": self.vcpus,
-            # A guest that crashes stays, so that what became of it can be seen.
-            "on_crash": "preserve",
-        }
-        lines.update(self.options)
-        return "".join(f"{key} = {_value(key, value)}\n" for key, value in lines.items())
-
-
-def _value(key: str, value: Value) -> str:
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str):
-        return f"[ {', '.join(_value(key, item) for item in value)} ]"
-    if "\n" in value or ('"' in value and "'" in value):
-        raise UsageError(f"{key}: xl's configuration files have no way to quote {value!r}")
-    return f"'{value}'" if '"' in value else f'"{value}"'
 
 
 class Guest:

@@ -16,6 +16,7 @@ from xentests.image.disk import make_disk
 from xentests.image.image import (
     DOM0_INITRD,
     DOM0_KERNEL,
+    GUEST_BZIMAGE,
     GUEST_DIRECTORY,
     GUEST_INITRD,
     HYPERVISOR,
@@ -35,7 +36,7 @@ from xentests.release.fetch import Chosen, Fetched, chosen, fetch
 from xentests.release.spec import ReleaseSpec
 from xentests.tools import ToolFailed
 
-BUILDER = 3  # raise it when the same recipe and packages give another image
+BUILDER = 4  # raise it when the same recipe and packages give another image
 
 Report = Callable[[str], None]
 
@@ -108,7 +109,8 @@ class _Build:
         self.report(f"{name}: initial RAM disks and root disk")
         dom0 = self._initrd(modules, recipe.modules.initrd, self.loaded.contents[recipe.initrd.dom0], path)
         (directory / DOM0_INITRD).write_bytes(dom0)
-        guest = self._initrd(modules, recipe.modules.guest, self.loaded.contents[recipe.initrd.guest], path)
+        names, more, init = recipe.modules.guest, recipe.modules.guest_more, self.loaded.contents[recipe.initrd.guest]
+        guest = self._initrd(modules, names, init, path, more=more)
         (directory / GUEST_INITRD).write_bytes(guest)
         self._add_files(path, directory)
         make_disk(path, directory / ROOT_DISK, size_mib=recipe.disk.size_mib)
@@ -152,26 +154,34 @@ class _Build:
             raise LabError(f"{package.name}: has no /boot/vmlinuz-{release}")
         kernel = plain_kernel(found[1], self.loaded.spec.arch, what=found[0])
         (directory / DOM0_KERNEL).write_bytes(kernel)
+        if self.loaded.spec.arch == "amd64":  # for HVM guests: QEMU's loader takes no vmlinux
+            (directory / GUEST_BZIMAGE).write_bytes(found[1])
 
     def _modules(self, tree: Path, release: str) -> Modules:
         """Keep the modules the recipe asks for, and write the list of those that dom0 loads."""
         recipe = self.loaded.recipe.modules
-        prune(tree, release, prefixes=recipe.keep, names=(*recipe.initrd, *recipe.load, *recipe.guest))
+        names = (*recipe.initrd, *recipe.load, *recipe.guest, *recipe.guest_more)
+        prune(tree, release, prefixes=recipe.keep, names=names)
         modules = Modules.read(tree, release)
         load = [module_name(path) for path in modules.order(recipe.load)]
         _write(tree / "etc/modules", "\n".join([*load, ""]).encode())
         return modules
 
-    def _initrd(self, modules: Modules, names: tuple[str, ...], init: bytes, tree: Path) -> bytes:
+    def _initrd(
+        self, modules: Modules, names: tuple[str, ...], init: bytes, tree: Path, *, more: tuple[str, ...] = ()
+    ) -> bytes:
         archive = Cpio()
         for name in ("bin", "dev", "proc", "sys", "root", "modules"):
             archive.directory(name)
         archive.device("dev/console", 5, 1)
         archive.file("bin/busybox", (tree / "usr/bin/busybox").read_bytes(), 0o755)
         order = modules.order(names)
-        for path in order:
+        later = [path for path in modules.order(more) if path not in order]
+        for path in (*order, *later):
             archive.file(f"modules/{module_name(path)}.ko", modules.content(path))
-        archive.file("modules/order", "".join(f"{module_name(path)}.ko\n" for path in order).encode())
+        lists = {"order": order, **({"more": later} if more else {})}
+        for name, paths in lists.items():
+            archive.file(f"modules/{name}", "".join(f"{module_name(path)}.ko\n" for path in paths).encode())
         archive.file("init", init, 0o755)
         return archive.data()
 
@@ -194,6 +204,8 @@ class _Build:
         guest.mkdir(parents=True)
         shutil.copyfile(directory / DOM0_KERNEL, guest / "kernel")
         shutil.copyfile(directory / GUEST_INITRD, guest / "initrd")
+        if (directory / GUEST_BZIMAGE).exists():
+            shutil.copyfile(directory / GUEST_BZIMAGE, guest / "bzimage")
 
 
 def _write(path: Path, content: bytes) -> None:

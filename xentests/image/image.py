@@ -10,8 +10,8 @@ from xentests.release.deb import Package
 from xentests.release.spec import ReleaseSpec
 
 HYPERVISOR, DOM0_KERNEL, DOM0_INITRD, ROOT_DISK = "xen", "kernel", "dom0.initrd", "root.img"
-GUEST_INITRD, SYMBOLS, XEN_CONFIG = "guest.initrd", "xen-syms", "xen.config"
-GUEST_DIRECTORY = "usr/share/xentests/guest"  # in dom0: "kernel" and "initrd"
+GUEST_INITRD, GUEST_BZIMAGE, SYMBOLS, XEN_CONFIG = "guest.initrd", "guest.bzimage", "xen-syms", "xen.config"
+GUEST_DIRECTORY = "usr/share/xentests/guest"  # in dom0: "kernel", "bzimage" (the same as packed) and "initrd"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,13 @@ IMAGES = Path(__file__).parents[2] / "images"
 
 
 class Packages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``all``: for every release; ``symbols``: "SUITE/ARCH" -> the package that brings xen-syms."""
+    """``all``: for every release; ``more``: those of "ARCH" and of "SUITE/ARCH" besides.
+
+    ``symbols``: "SUITE/ARCH" -> the package that brings xen-syms.
+    """
 
     all: tuple[str, ...]
+    more: dict[str, tuple[str, ...]] = {}
     symbols: dict[str, str] = {}
 
 
@@ -33,12 +37,16 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Modules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Kernel modules: kept on the disk (prefixes below ``kernel/``), in dom0's initrd, loaded by dom0, in guests."""
+    """Kernel modules: kept on the disk (prefixes below ``kernel/``), in dom0's initrd, loaded by dom0, in guests.
+
+    ``guest`` are loaded when a guest boots, ``guest_more`` are there to be loaded.
+    """
 
     keep: tuple[str, ...]
     initrd: tuple[str, ...]
     load: tuple[str, ...]
     guest: tuple[str, ...]
+    guest_more: tuple[str, ...] = ()
 
 
 class Initrd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,12 +84,14 @@ class LoadedRecipe:
     @property
     def packages(self) -> tuple[str, ...]:
         """The names of the packages to fetch."""
-        symbols = self.recipe.packages.symbols.get(f"{self.spec.base}/{self.spec.arch}", "")
+        packages, suite = self.recipe.packages, f"{self.spec.base}/{self.spec.arch}"
+        symbols = packages.symbols.get(suite, "")
         if self.spec.overlay:
             symbols = symbols_package(self.spec)
             if symbols not in {package.name for package in self.spec.overlay.packages}:
                 symbols = ""
-        return (*self.recipe.packages.all, *([symbols] if symbols else []))
+        more = (*packages.more.get(self.spec.arch, ()), *packages.more.get(suite, ()))
+        return (*packages.all, *more, *([symbols] if symbols else []))
 
 
 def symbols_package(spec: ReleaseSpec) -> str:
