@@ -1,4 +1,4 @@
-"""A guest of every kind the release can run comes up, says so, answers, keeps time, comes again, and leaves nothing."""
+"""A guest of each kind without a device model comes up, answers, keeps time, comes again, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Mapping
 
 import pytest
 
+from fixtures.guests import KINDS, with_guest
 from xentests.host.capabilities import Capability
 from xentests.host.guest_spec import GuestSpec, Kind
 from xentests.host.guests import Guest
 from xentests.host.host import Host
-from xentests.pytest_plugin.supply import Hosts, Prepared
+from xentests.pytest_plugin.supply import Hosts
 
-KINDS = [
-    pytest.param("pv", id="pv", marks=pytest.mark.needs("pv")),
-    pytest.param("pvh", id="pvh", marks=pytest.mark.needs("pvh")),
-]
-"""Every guest on arm64 is of the second kind."""
+SMALL = [kind for kind in KINDS if kind.id != "hvm"]
+"""Those without a device model, which start in half the time; suites/lifecycle has them all."""
 
 TIMES = 2
 
@@ -31,21 +29,10 @@ def spec_of(kind: Kind) -> GuestSpec:
 def running(hosts: Hosts, kind: Kind) -> Guest:
     """A guest of that kind on a pristine host, which has been running for a moment."""
     spec = spec_of(kind)
-
-    # A vCPU that is inside an HVM guest cannot be frozen.
-    def prepare(host: Host) -> None:
-        host.guests.create(spec).wait_tick()
-        host.succeed("xl", "pause", spec.name)
-
-    def attached(host: Host) -> None:
-        host.guests.attach(spec)
-        host.succeed("xl", "unpause", spec.name)
-
-    prepared = Prepared(key=f"smoke {spec}", prepare=prepare, attached=attached)
-    return hosts.pristine(prepared=prepared).guests.made[spec.name]
+    return hosts.pristine(prepared=with_guest(spec)).guests.made[spec.name]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_comes_and_goes(xen_host: Host, kind: Kind) -> None:
     """Created, it says that it is up and answers; destroyed, it leaves nothing; and so again under the same name.
 
@@ -63,14 +50,14 @@ def test_guest_comes_and_goes(xen_host: Host, kind: Kind) -> None:
     assert domids == sorted(set(domids))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_answers(running: Guest) -> None:
     """The shell on the guest's console runs commands and tells how they ended."""
     assert running.console.run("echo one; echo two").text == "one\ntwo\n"
     assert running.console.run("false").exit_code == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_has_what_it_was_given(running: Guest) -> None:
     """CPUs, memory and kernel arguments of the guest are those of its configuration, seen from inside and outside."""
     info = running.info
@@ -82,7 +69,7 @@ def test_guest_has_what_it_was_given(running: Guest) -> None:
     assert running.spec.kernel_args in running.console.run("cat /proc/cmdline").text.split()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_keeps_time(running: Guest) -> None:
     """The guest's clock ticks on, once a second of its own time, without a gap and never back."""
     for _ in range(3):
@@ -93,7 +80,7 @@ def test_guest_keeps_time(running: Guest) -> None:
     assert all(later.uptime_s - earlier.uptime_s >= 1 for earlier, later in pairs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_reboots_itself(running: Guest) -> None:
     """A guest that reboots is started again by the toolstack, as another domain with the same name."""
     first = running.domid
@@ -103,7 +90,7 @@ def test_guest_reboots_itself(running: Guest) -> None:
     assert running.console.run("echo again").text == "again\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_guest_powers_itself_off(xen_host: Host, running: Guest) -> None:
     """A guest that powers itself off is cleaned up by the toolstack: its host is then like one that never had it."""
     running.console.send("poweroff -f\r")
@@ -111,7 +98,7 @@ def test_guest_powers_itself_off(xen_host: Host, running: Guest) -> None:
     running.host.leaks.check(xen_host.leaks.snapshot())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_crashed_guest_does_not_harm_its_host(running: Guest, capabilities: Mapping[str, Capability]) -> None:
     """The kernel panic of a guest is the guest's alone: its domain is marked as crashed, and the host goes on.
 

@@ -150,6 +150,16 @@ class Facts:
         found = self._host.run("sh", "-c", 'command -v "$1"', "which", path).exit_code == 0
         return None if found else Reason("not built", f"dom0 has no {path}")
 
+    def device_model(self) -> Reason | None:
+        """A reader's answer for the QEMU that libxl starts: Debian's for Xen, one of Xen's own build, the system's."""
+        places = (
+            "/usr/libexec/xen-qemu-system-i386",
+            "/usr/lib/xen*/bin/qemu-system-i386",
+            "/usr/bin/qemu-system-i386",
+        )
+        found = self._host.run("sh", "-c", f"ls {' '.join(places)}").stdout
+        return None if found else Reason("not built", "dom0 has no QEMU for guests")
+
     def answers(self, *argv: str) -> Reason | None:
         """A reader's answer for a command that works only where the machine has something."""
         result = self._host.run(*argv)
@@ -219,6 +229,18 @@ TABLE: tuple[Definition, ...] = (
     Definition("shadow", "shadow paging (PV log-dirty needs it, too)", "xl info: virt_caps", _SHADOW),
     Definition(
         "pvh", "PVH guests run", "xl info: virt_caps: hvm, and hap or shadow", both(_HVM, either(_HAP, _SHADOW))
+    ),
+    Definition(
+        "hvm-guests",
+        "HVM guests run, with a QEMU in dom0 as their device model",
+        "xl info: virt_caps, as for pvh; dom0's files",
+        both(lambda facts: facts.arch_is("amd64"), _HVM, either(_HAP, _SHADOW), lambda facts: facts.device_model()),
+    ),
+    Definition(
+        "qdisk",
+        "QEMU serves disks of guests (qcow2, and whatever dom0's kernel cannot)",
+        "dom0's files",
+        lambda facts: facts.device_model(),
     ),
     Definition("vmx", "the CPU has VMX", "xl info: hw_caps", lambda facts: facts.cpu_bit(1, 5, "VMX")),
     Definition("svm", "the CPU has SVM", "xl info: hw_caps", lambda facts: facts.cpu_bit(3, 2, "SVM")),

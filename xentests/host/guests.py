@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from xentests.deadline import Deadline, until
 from xentests.errors import CommandFailed, ProductFailure, UsageError
-from xentests.host.guest_console import GuestConsole
+from xentests.host.command import Result, Word
+from xentests.host.guest_console import Answer, GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
 from xentests.host.guest_spec import GuestSpec
 from xentests.host.xl import DomainInfo
@@ -54,6 +55,21 @@ class Guest:
         if self._console is None:
             self._console = GuestConsole(self.host, self.name, self.domid)
         return self._console
+
+    def run(self, command: str, timeout_s: float = 20.0) -> Answer:
+        """Run one line in the guest's shell, whatever its exit code. Raises GuestFailure when no answer comes."""
+        return self.console.run(command, timeout_s)
+
+    def succeed(self, command: str, timeout_s: float = 20.0) -> str:
+        """Run one line that must end with exit code 0; what it printed, without the last newlines."""
+        answer = self.run(command, timeout_s)
+        if answer.exit_code != 0:
+            raise self.log.failure(f"`{command}` ended with exit code {answer.exit_code}, saying {answer.text!r}")
+        return answer.text.rstrip("\n")
+
+    def xl(self, command: str, *words: Word, timeout_s: float = 60.0) -> Result:
+        """``xl COMMAND GUEST WORDS...``, which must work."""
+        return self.host.succeed("xl", command, self.name, *words, timeout_s=timeout_s)
 
     def wait_ready(self, timeout_s: float = _UP_S) -> None:
         """Wait until the guest's own userland says that it is up. Raises GuestFailure."""
@@ -100,6 +116,25 @@ class Guest:
     def wait_tick(self, timeout_s: float = 20.0) -> Tick:
         """Wait for a tick that has not been printed yet: proof that the guest runs now. Raises GuestFailure."""
         return self.log.wait_tick(timeout_s, alive=self._trouble)
+
+    def rename(self, name: str) -> None:
+        """``xl rename``: the same domain under another name; its log goes on under the old one."""
+        self.xl("rename", name)
+        made = self.host.guests.made
+        made[name] = made.pop(self.name, self)
+        self.name = name
+
+    def save(self, path: str, *options: str, timeout_s: float = 120.0) -> None:
+        """``xl save``: the guest is written into a file of dom0, and ends here unless ``options`` say otherwise."""
+        self.host.succeed("xl", "save", *options, self.name, path, timeout_s=timeout_s)
+        if not options:
+            self.close()
+
+    def restore(self, path: str, timeout_s: float = 120.0) -> None:
+        """``xl restore``: the guest goes on where it was saved, as another domain."""
+        self.close()
+        self.host.succeed("xl", "restore", path, timeout_s=timeout_s)
+        self.domid = _domid(self.host, self.name)
 
     def destroy(self) -> None:
         """``xl destroy``, and wait until Xen has let go of it. Harmless when it is gone already."""
@@ -151,7 +186,8 @@ class Guests:
         if result.exit_code != 0:
             raise GuestFailure(f"{result}\nwhile guest {spec.name} was created from\n{spec.config(host.arch)}")
         self.made[spec.name] = guest
-        guest.domid = int(host.succeed("xl", "domid", spec.name).text)
+        guest.domid = _domid(host, spec.name)
+        host.write_file(f"{_SPOOL}/{spec.name}.domid", str(guest.domid).encode())
         if ready_s is not None:
             guest.wait_ready(ready_s)
         return guest
@@ -160,7 +196,7 @@ class Guests:
         """A guest that runs already: made from ``spec`` before this host was frozen. Its log starts now."""
         spec = spec or GuestSpec()
         guest = Guest(self._host, spec, GuestLog(spec.name, self._host.files, self._host.console), boots=0)
-        guest.domid = int(self._host.succeed("xl", "domid", spec.name).text)
+        guest.domid = int(self._host.read_file(f"{_SPOOL}/{spec.name}.domid"))  # ten times quicker than asking xl
         self.made[spec.name] = guest
         return guest
 
@@ -173,3 +209,7 @@ class Guests:
         """End the dialogues with consoles; the guests run on."""
         for guest in self.made.values():
             guest.close()
+
+
+def _domid(host: Host, name: str) -> int:
+    return int(host.succeed("xl", "domid", name).text)
