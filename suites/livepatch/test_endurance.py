@@ -18,6 +18,7 @@ pytestmark = pytest.mark.needs("livepatch")
 
 CYCLES, AT_A_TIME = 200, 20
 ROUNDS = 500
+PAGE_KIB = 4
 BUSY = "while :; do :; done"
 """At the lowest priority, so that dom0 can answer in between; the CPUs are busy all the same."""
 
@@ -30,8 +31,8 @@ def test_many_cycles_with_all_cpus_busy(
     docs/misc/livepatch.pandoc, "When to patch": all CPUs meet in lockstep, whatever they do. The minor version, which
     is replaced, is asked for by dom0's kernel all the time.
     """
-    before = livepatch_host.xl.info()
-    payload = payloads.replace_all({EXTRA_VERSION: "CYCLES", MINOR_VERSION: before.raw["xen_minor"]})
+    before = free_kib(livepatch_host)
+    payload = payloads.replace_all({EXTRA_VERSION: "CYCLES", MINOR_VERSION: livepatch_host.xl.info().raw["xen_minor"]})
     livepatch_host.livepatch.upload(payload)
     tick = livepatch_guest.wait_tick()
     jobs = [
@@ -48,7 +49,7 @@ def test_many_cycles_with_all_cpus_busy(
     assert len(re.findall("finished APPLY with rc=0", log)) == CYCLES
     assert len(re.findall("finished REVERT with rc=0", log)) == CYCLES
     assert sysctl.states() == {payload.name: "CHECKED"}
-    assert livepatch_host.xl.info().free_memory == before.free_memory
+    assert before - free_kib(livepatch_host) < CYCLES * PAGE_KIB // 2
     assert livepatch_guest.wait_tick().number > tick.number
 
 
@@ -58,12 +59,12 @@ def test_uploads_give_their_memory_back(
 ) -> None:
     """500 uploads, unloaded or refused half-way, leave as much free memory as there was.
 
-    docs/misc/livepatch.pandoc, LIVEPATCH_ACTION_UNLOAD. A page lost each time would be 2 MiB.
+    docs/misc/livepatch.pandoc, LIVEPATCH_ACTION_UNLOAD. Not even a page is lost each time; Xen's own heap may grow.
     """
     damages = [damage.symbol("no_such_symbol_in_xen")] if refused else []
-    before = livepatch_host.xl.info().free_memory
+    before = free_kib(livepatch_host)
     assert sysctl.upload_and_unload(sound(payloads).build(*damages), ROUNDS) == ROUNDS
-    assert livepatch_host.xl.info().free_memory == before
+    assert before - free_kib(livepatch_host) < ROUNDS * PAGE_KIB // 2
 
 
 def test_a_cpu_that_was_offline(xen_host: Host, payloads: Payloads) -> None:
@@ -95,3 +96,9 @@ def test_patches_are_gone_after_a_reboot(xen_host: Host, payloads: Payloads) -> 
     assert (after.xen_extra, after.build_id) == (before.xen_extra, before.build_id)
     xen_host.livepatch.upload(file).apply()
     assert dom0_sees(xen_host) == "UNTIL REBOOT"
+
+
+def free_kib(host: Host) -> int:
+    """Free memory by Xen's debug key "m": to the page, where `xl info` counts whole MiB."""
+    said = host.xl.debug_keys("m")
+    return sum(int(size) for size in re.findall(r"(?:Dom|Xen) heap: (\d+)kB", said))

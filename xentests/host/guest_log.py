@@ -21,6 +21,8 @@ T = TypeVar("T")
 _FOLDER = "/var/log/xen/console"
 # Not only at the start of a line: there may stand the shell's prompt, and its question for the size of the terminal.
 _TICK = re.compile(rb"tick (\d+) (\d+(?:\.\d+)?)\r?$", re.MULTILINE)
+_BOOT = b"] Linux version "
+"""How a boot begins; a panic before the last one is history."""
 _PANIC = re.compile(rb"Kernel panic - not syncing|end Kernel panic")
 
 
@@ -98,7 +100,7 @@ class GuestLog:
             data = self.raw()
             found = search(data)
             looks += 1
-            if found is None and _PANIC.search(data):
+            if found is None and _PANIC.search(data, max(0, data.rfind(_BOOT))):
                 raise self.failure(f"its kernel panicked while {pattern!r} was waited for")
             if found is None and looks % 8 == 0 and (why := alive()):
                 raise self.failure(f"{why} while {pattern!r} was waited for")

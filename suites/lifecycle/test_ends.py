@@ -1,0 +1,127 @@
+"""How a guest ends: asked to, from inside, by force; what becomes of it then, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from fixtures.guests import with_guest
+from xentests.deadline import until
+from xentests.errors import ProductFailure
+from xentests.host.guest_spec import Action, GuestSpec
+from xentests.host.guests import Guest
+from xentests.host.host import Host
+from xentests.host.leaks import Snapshot
+from xentests.pytest_plugin.supply import Hosts
+
+PANIC = "echo c >/proc/sysrq-trigger\r"
+DUMPS = "/var/lib/xen/dump"
+
+
+@pytest.fixture
+def empty(xen_host: Host) -> Snapshot:
+    """What a host holds that never had a guest."""
+    return xen_host.leaks.snapshot()
+
+
+def test_shutdown(guest: Guest, empty: Snapshot) -> None:
+    """`xl shutdown` asks the guest's kernel, which ends the guest in order; nothing is left of it.
+
+    docs/man/xl.1, "shutdown": waits for the domain with -w; the domain's on_poweroff decides what follows.
+    """
+    guest.xl("shutdown", "-w")
+    guest.wait_gone(10)
+    guest.host.leaks.check(empty)
+
+
+def test_reboot(guest: Guest) -> None:
+    """`xl reboot` has the guest end in order and start again, as another domain of the same name.
+
+    docs/man/xl.1, "reboot".
+    """
+    first = guest.domid
+    guest.xl("reboot")
+    guest.wait_reboot()
+    assert guest.domid > first
+    assert guest.succeed("echo again") == "again"
+
+
+def test_destroy(guest: Guest, empty: Snapshot) -> None:
+    """`xl destroy` ends a busy guest at once, without asking it; nothing is left of it.
+
+    docs/man/xl.1, "destroy": the equivalent of ripping the power cord out.
+    """
+    guest.console.send("while :; do :; done\r")
+    guest.destroy()
+    guest.host.leaks.check(empty)
+
+
+def test_preserved_poweroff(hosts: Hosts) -> None:
+    """With on_poweroff="preserve" a guest that has powered itself off stays, shut down, until it is destroyed.
+
+    docs/man/xl.cfg.5, "on_poweroff".
+    """
+    spec = GuestSpec(on_poweroff="preserve")
+    guest = hosts.pristine(prepared=with_guest(spec)).guests.made[spec.name]
+    guest.console.send("poweroff -f\r")
+    until(lambda: guest.info and "s" in guest.info.state, what="its end", deadline=30, error=ProductFailure)
+    assert guest.info is not None
+    assert not guest.info.crashed
+    guest.destroy()
+
+
+CRASHES: dict[Action, tuple[int, int]] = {
+    "destroy": (0, 0),
+    "restart": (1, 0),
+    "rename-restart": (2, 0),
+    "preserve": (1, 0),
+    "coredump-destroy": (0, 1),
+    "coredump-restart": (1, 1),
+}
+"""Each action on a crash -> how many domains there are of the guest afterwards, and how many core dumps."""
+
+
+@pytest.mark.needs("amd64")
+@pytest.mark.parametrize("action", CRASHES)
+def test_crash(hosts: Hosts, action: Action) -> None:
+    """A guest that crashes is destroyed, started again, kept or dumped, as its on_crash says.
+
+    docs/man/xl.cfg.5, "on_crash". (A Linux guest tells Xen of its panic on x86 only.)
+    """
+    domains, dumps = CRASHES[action]
+    spec = GuestSpec(on_crash=action)
+    host = hosts.pristine(prepared=with_guest(spec))
+    guest = host.guests.made[spec.name]
+    guest.console.send(PANIC)
+    if "restart" in action:
+        guest.wait_reboot()
+    elif domains:
+        guest.wait_crashed()
+    else:
+        guest.wait_gone()
+    names = [entry.name for entry in host.xl.list() if entry.domid]
+    assert len(names) == domains
+    assert spec.name in names or not domains
+    cores = host.succeed("ls", DUMPS).text.split()
+    assert len(cores) == dumps
+    assert all(is_core(host, f"{DUMPS}/{core}", spec.memory_mib) for core in cores)
+
+
+def test_dump_core(pv_guest: Guest) -> None:
+    """`xl dump-core` writes the guest's memory into a file in ELF, and the guest goes on.
+
+    docs/man/xl.1, "dump-core"; docs/misc/dump-core-format.txt.
+    """
+    path = "/tmp/core"
+    pv_guest.xl("dump-core", path)
+    assert is_core(pv_guest.host, path, pv_guest.spec.memory_mib)
+    pv_guest.wait_tick()
+
+
+def is_core(host: Host, path: str, memory_mib: int) -> bool:
+    """Whether a file of dom0 is a core dump of that much memory: an ELF file that names the sections of the format."""
+    size = int(host.succeed("stat", "-c", "%s", path).text)
+    head = host.succeed("head", "-c", "4", path).stdout
+    names = host.succeed("tail", "-c", "65536", path).stdout.split(b"\0")
+    return (
+        head == b"\x7fELF" and size > memory_mib << 20 and {b".note.Xen", b".xen_prstatus", b".xen_pages"} <= set(names)
+    )
