@@ -121,6 +121,8 @@ def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
     model, *changes = machine.cpu_model.split(",")
     cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
     _text(cpu, "model", model, fallback="forbid")
+    # In sockets of their own CPUs look like threads to a PVH guest on 4.14, whose Linux then refuses to start them.
+    ET.SubElement(cpu, "topology", {"sockets": "1", "cores": str(machine.cpus), "threads": "1"})
     for change in changes:
         if change.startswith("vendor="):
             continue  # libvirt has no word for QEMU's vendor override: see _qemu_options
