@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fixtures.guests import with_guest
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Action, GuestSpec
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.host.leaks import Snapshot
-from xentests.pytest_plugin.supply import Hosts
+from xentests.lab.machine import Machine
+from xentests.pytest_plugin.supply import Hosts, Prepared
 
 PANIC = "echo c >/proc/sysrq-trigger\r"
 DUMPS = "/var/lib/xen/dump"
@@ -55,20 +55,6 @@ def test_destroy(guest: Guest, empty: Snapshot) -> None:
     guest.host.leaks.check(empty)
 
 
-def test_preserved_poweroff(hosts: Hosts) -> None:
-    """With on_poweroff="preserve" a guest that has powered itself off stays, shut down, until it is destroyed.
-
-    docs/man/xl.cfg.5, "on_poweroff".
-    """
-    spec = GuestSpec(on_poweroff="preserve")
-    guest = hosts.pristine(prepared=with_guest(spec)).guests.made[spec.name]
-    guest.console.send("poweroff -f\r")
-    until(lambda: guest.info and "s" in guest.info.state, what="its end", deadline=30, error=ProductFailure)
-    assert guest.info is not None
-    assert not guest.info.crashed
-    guest.destroy()
-
-
 CRASHES: dict[Action, tuple[int, int]] = {
     "destroy": (0, 0),
     "restart": (1, 0),
@@ -79,18 +65,35 @@ CRASHES: dict[Action, tuple[int, int]] = {
 }
 """Each action on a crash -> how many domains there are of the guest afterwards, and how many core dumps."""
 
+SPECS = tuple(GuestSpec(name=action, on_crash=action, on_poweroff="preserve", memory_mib=96) for action in CRASHES)
+
+
+@pytest.fixture
+def six_guests(hosts: Hosts, machine: Machine) -> Host:
+    """A host with a guest for each action on a crash; all stay when they power themselves off."""
+
+    def prepare(host: Host) -> None:
+        for spec in SPECS:
+            host.guests.create(spec)
+
+    def attached(host: Host) -> None:
+        for spec in SPECS:
+            host.guests.attach(spec)
+
+    prepared = Prepared(key=f"guests {SPECS}", prepare=prepare, attached=attached)
+    return hosts.pristine(machine=machine.with_(memory_mib=1536), prepared=prepared)
+
 
 @pytest.mark.needs("amd64")
 @pytest.mark.parametrize("action", CRASHES)
-def test_crash(hosts: Hosts, action: Action) -> None:
-    """A guest that crashes is destroyed, started again, kept or dumped, as its on_crash says.
+def test_crash(six_guests: Host, action: Action) -> None:
+    """A guest that crashes is destroyed, started again, kept or dumped, as its on_crash says; no other is touched.
 
     docs/man/xl.cfg.5, "on_crash". (A Linux guest tells Xen of its panic on x86 only.)
     """
     domains, dumps = CRASHES[action]
-    spec = GuestSpec(on_crash=action)
-    host = hosts.pristine(prepared=with_guest(spec))
-    guest = host.guests.made[spec.name]
+    others = [entry for entry in six_guests.xl.list() if entry.name != action]
+    guest = six_guests.guests.made[action]
     guest.console.send(PANIC)
     if "restart" in action:
         guest.wait_reboot()
@@ -98,12 +101,27 @@ def test_crash(hosts: Hosts, action: Action) -> None:
         guest.wait_crashed()
     else:
         guest.wait_gone()
-    names = [entry.name for entry in host.xl.list() if entry.domid]
-    assert len(names) == domains
-    assert spec.name in names or not domains
-    cores = host.succeed("ls", DUMPS).text.split()
+    listed = {entry.domid: entry.name for entry in six_guests.xl.list()}
+    mine = [name for domid, name in listed.items() if domid not in {other.domid for other in others}]
+    assert len(mine) == domains
+    assert action in mine or not domains
+    assert {other.domid for other in others} <= set(listed)
+    cores = six_guests.succeed("ls", DUMPS).text.split()
     assert len(cores) == dumps
-    assert all(is_core(host, f"{DUMPS}/{core}", spec.memory_mib) for core in cores)
+    assert all(is_core(six_guests, f"{DUMPS}/{core}", guest.spec.memory_mib) for core in cores)
+
+
+def test_preserved_poweroff(six_guests: Host) -> None:
+    """With on_poweroff="preserve" a guest that has powered itself off stays, shut down, until it is destroyed.
+
+    docs/man/xl.cfg.5, "on_poweroff".
+    """
+    guest = six_guests.guests.made["destroy"]
+    guest.console.send("poweroff -f\r")
+    until(lambda: guest.info and "s" in guest.info.state, what="its end", deadline=30, error=ProductFailure)
+    assert guest.info is not None
+    assert not guest.info.crashed
+    guest.destroy()
 
 
 def test_dump_core(pv_guest: Guest) -> None:
@@ -111,7 +129,7 @@ def test_dump_core(pv_guest: Guest) -> None:
 
     docs/man/xl.1, "dump-core"; docs/misc/dump-core-format.txt.
     """
-    path = "/tmp/core"
+    path = "/root/core"
     pv_guest.xl("dump-core", path)
     assert is_core(pv_guest.host, path, pv_guest.spec.memory_mib)
     pv_guest.wait_tick()
@@ -122,6 +140,4 @@ def is_core(host: Host, path: str, memory_mib: int) -> bool:
     size = int(host.succeed("stat", "-c", "%s", path).text)
     head = host.succeed("head", "-c", "4", path).stdout
     names = host.succeed("tail", "-c", "65536", path).stdout.split(b"\0")
-    return (
-        head == b"\x7fELF" and size > memory_mib << 20 and {b".note.Xen", b".xen_prstatus", b".xen_pages"} <= set(names)
-    )
+    return head == b"\x7fELF" and size > memory_mib << 20 and wanted <= set(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xentests.host.guest_spec import GuestSpec
+from xentests.host.guest_spec import GuestSpec, Kind
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.lab.machine import Machine
@@ -28,7 +28,7 @@ def test_console_survives_much_output(pv_guest: Guest) -> None:
 @pytest.mark.parametrize(
     "kind", [pytest.param("pv", marks=pytest.mark.needs("pv")), pytest.param("pvh", marks=pytest.mark.needs("pvh"))]
 )
-def test_many_vcpus(xen_host: Host, kind: str) -> None:
+def test_many_vcpus(xen_host: Host, kind: Kind) -> None:
     """A guest with eight times as many vCPUs as there are CPUs sees and uses each of them.
 
     docs/man/xl.cfg.5, "vcpus".

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.text import clean, tail
 
@@ -205,11 +206,20 @@ class Xl:
         return clean(self._host.succeed("xl", "dmesg").stdout)
 
     def debug_keys(self, keys: str) -> str:
-        """Press Xen's debug keys from dom0, and return what Xen wrote on it (docs/man/xl.1, debug-keys)."""
-        before = self.dmesg()
+        """Press Xen's debug keys from dom0, and return what Xen wrote on it (docs/man/xl.1, debug-keys).
+
+        Xen handles a key some time after the call, so that its words are waited for until no more come.
+        """
+        text, before = "", self.dmesg()[-400:]
         for key in keys:
             self._host.succeed("xl", "debug-keys", key)
-        after = self.dmesg()
-        last = before[-400:]
-        at = after.rfind(last)
-        return after[at + len(last) :] if at >= 0 else after
+
+        def said() -> bool:
+            nonlocal text
+            last, after = text, self.dmesg()
+            at = after.rfind(before)
+            text = after[at + len(before) :] if at >= 0 else after
+            return text == last and all(f"'{key}' pressed" in text for key in keys)
+
+        until(said, what=f"{self._host.name}: Xen's answer to {keys!r}", deadline=20.0, error=XlError)
+        return text
