@@ -140,4 +140,5 @@ def is_core(host: Host, path: str, memory_mib: int) -> bool:
     size = int(host.succeed("stat", "-c", "%s", path).text)
     head = host.succeed("head", "-c", "4", path).stdout
     names = host.succeed("tail", "-c", "65536", path).stdout.split(b"\0")
+    wanted = {b".note.Xen", b".xen_prstatus", b".xen_pages"}
     return head == b"\x7fELF" and size > memory_mib << 20 and wanted <= set(names)
