@@ -38,8 +38,9 @@ class BootFiles:
 class DomainFiles:
     """The files of one domain: its disk overlay, the serial line's log, and the directory of its sockets.
 
-    ``memory`` is the RAM file: shared while a template is made (``memory_shared``), private in a clone, None in a
-    plain cold boot. ``incoming`` starts QEMU waiting for a template's device state.
+    USB sticks are files beside the disk. ``memory`` is the RAM file: shared while a template is made
+    (``memory_shared``), private in a clone, None in a plain cold boot. ``incoming`` starts QEMU waiting for a
+    template's device state.
     """
 
     disk: Path
@@ -49,9 +50,18 @@ class DomainFiles:
     memory_shared: bool = False
     incoming: bool = False
 
+    def stick(self, number: int) -> Path:
+        """The image of one USB stick."""
+        return self.disk.with_name(stick_file(number))
+
     def socket(self, name: str) -> Path:
         """The unix socket of one channel: the serial line ``console``, the dom0 ``shell`` or a virtio port."""
         return self.sockets / f"{name.removeprefix('org.xentests.')}.sock"
+
+
+def stick_file(number: int) -> str:
+    """The name of one USB stick's image."""
+    return f"stick{number}.qcow2"
 
 
 def domain_xml(
@@ -145,6 +155,8 @@ def _devices(root: ET.Element, machine: Machine, files: DomainFiles, emulator: s
     if mmio:
         ET.SubElement(disk, "address", {"type": "virtio-mmio"})
         ET.SubElement(bus, "address", {"type": "virtio-mmio"})
+    elif machine.usb_sticks:
+        _usb(devices, machine, files)
     else:
         ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
 
@@ -163,6 +175,18 @@ def _devices(root: ET.Element, machine: Machine, files: DomainFiles, emulator: s
         _listen(channel, files.socket(port))
         ET.SubElement(channel, "target", {"type": "virtio", "name": port})
     ET.SubElement(devices, "memballoon", {"model": "none"})
+
+
+def _usb(devices: ET.Element, machine: Machine, files: DomainFiles) -> None:
+    # EHCI: a stick is then a USB 2.0 one, which is the most that PVUSB's protocol has.
+    ET.SubElement(devices, "controller", {"type": "usb", "index": "0", "model": "ehci"})
+    for number in range(machine.usb_sticks):
+        stick = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+        ET.SubElement(stick, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe"})
+        ET.SubElement(stick, "source", {"file": str(files.stick(number))})
+        ET.SubElement(stick, "target", {"dev": f"sd{chr(ord('a') + number)}", "bus": "usb"})
+        _text(stick, "serial", f"stick{number}")
+        ET.SubElement(stick, "address", {"type": "usb", "bus": "0", "port": str(number + 1)})
 
 
 def _listen(parent: ET.Element, path: Path) -> None:

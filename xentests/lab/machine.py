@@ -15,6 +15,9 @@ Timing = Literal["fast", "deterministic"]
 GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
 """The virtio-serial port on which qemu-ga listens in dom0."""
 
+USB_STICK_MIB = 16
+"""Size of each emulated USB stick, in MiB; blank when a machine is booted."""
+
 GUEST_CONSOLE_PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 """virtio-serial ports free for guests' consoles, bridged to ``xl console`` in dom0."""
 
@@ -38,6 +41,8 @@ class Machine:
     instructions are counted, idle time is skipped and CPUs take turns, so that what is measured inside depends on the
     instructions alone. ``cpus`` is 2, or 1 where timing is deterministic, unless given; ``dom0_vcpus`` how many of them
     dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
+    ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
+    ``N`` has the serial number ``stickN``.
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -51,6 +56,7 @@ class Machine:
     gic_version: int = 3
     xen_args: tuple[str, ...] = ()
     dom0_args: tuple[str, ...] = ()
+    usb_sticks: int = 0
     resident_mib: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +76,11 @@ class Machine:
             raise UsageError(
                 f"memory_mib={self.memory_mib} leaves no room for Xen beside a dom0 of {self.dom0_memory_mib} MiB"
             )
+
+        if not 0 <= self.usb_sticks <= 4:
+            raise UsageError(f"usb_sticks={self.usb_sticks}: the controller has 4 ports")
+        if self.usb_sticks and self.arch != "amd64":
+            raise UsageError(f"usb_sticks={self.usb_sticks}: dom0 on {self.arch} has no PCI, so no USB controller")
 
     @property
     def reserved_mib(self) -> int:

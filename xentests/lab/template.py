@@ -33,7 +33,7 @@ class TemplateError(LabError):
 
 @dataclass(frozen=True)
 class Template:
-    """A frozen host in the store: files ``ram``, ``state``, ``disk.qcow2`` and ``boot.log``."""
+    """A frozen host in the store: files ``ram``, ``state``, ``disk.qcow2``, ``boot.log``, and its USB sticks."""
 
     entry: Entry
     image: Image
