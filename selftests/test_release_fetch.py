@@ -65,6 +65,15 @@ def test_packages_come_with_what_they_depend_on_and_their_hashes(archive: FakeAr
     assert fetched.entry.manifest["packages"] == [package.to_json() for package in fetched.chosen.packages]
 
 
+def test_a_package_can_come_alone(archive: FakeArchive, tmp_path: Path) -> None:
+    """By name and version, verified, without what it depends on; a version that is not there any more is an error."""
+    files = archive_module.download_alone(TRIXIE, {"tool": "1.0"}, tmp_path / "one", mirror=archive.mirror)
+    assert list(files) == ["tool"]
+    assert [file.name for file in files["tool"].parent.glob("*.deb")] == ["tool_1.0_amd64.deb"]
+    with pytest.raises(DownloadError, match="tool"):
+        archive_module.download_alone(TRIXIE, {"tool": "0.9"}, tmp_path / "two", mirror=archive.mirror)
+
+
 def test_a_warm_cache_needs_no_archive(archive: FakeArchive, store: Store) -> None:
     """The second time nothing is asked of the archive, which may be gone."""
     first = fetch(TRIXIE, ["tool"], store, mirror=archive.mirror)

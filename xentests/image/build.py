@@ -27,6 +27,7 @@ from xentests.image.image import (
     image_of,
 )
 from xentests.image.kernel import plain_hypervisor, plain_kernel
+from xentests.image.kernel_module import Built, build_module
 from xentests.image.modules import Modules, kernel_release, module_name, prune
 from xentests.image.recipe import IMAGES, LoadedRecipe, load_recipe, symbols_package
 from xentests.image.unpack import Tree, one_member, patterns
@@ -36,7 +37,10 @@ from xentests.release.fetch import Chosen, Fetched, chosen, fetch
 from xentests.release.spec import ReleaseSpec
 from xentests.tools import ToolFailed
 
-BUILDER = 4  # raise it when the same recipe and packages give another image
+BUILDER = 5  # raise it when the same recipe and packages give another image
+
+BUILT_MODULES = "usr/share/xentests/modules"
+"""On the disk: a file for each module that was to be built, empty, or with the reason why it was not."""
 
 Report = Callable[[str], None]
 
@@ -61,7 +65,11 @@ def build_image(
     if found is not None:
         return found
     fetched = fetch(spec, recipe.packages, store, mirror=mirror, refresh=refresh, report=report)
-    build = _Build(recipe, fetched, report).into
+
+    def module(kernel: Package, name: str, file: str) -> Built:
+        return build_module(spec, store, kernel, name, file, mirror=mirror)
+
+    build = _Build(recipe, fetched, report, module).into
     try:
         return image_of(spec, store.get("image", _key(fetched.chosen, recipe), build, what=what))
     except ToolFailed as error:
@@ -89,6 +97,7 @@ class _Build:
     loaded: LoadedRecipe
     fetched: Fetched
     report: Report
+    module: Callable[[Package, str, str], Built]
 
     def into(self, directory: Path) -> Mapping[str, object]:
         """Fill ``directory`` with the files of the image; the tree is made beside them and deleted."""
@@ -105,6 +114,7 @@ class _Build:
         release = kernel_release(path)
         self._hypervisor(directory, path)
         self._kernel(directory, release)
+        self._built_modules(path, release)
         modules = self._modules(path, release)
         self.report(f"{name}: initial RAM disks and root disk")
         dom0 = self._initrd(modules, recipe.modules.initrd, self.loaded.contents[recipe.initrd.dom0], path)
@@ -156,6 +166,16 @@ class _Build:
         (directory / DOM0_KERNEL).write_bytes(kernel)
         if self.loaded.spec.arch == "amd64":  # for HVM guests: QEMU's loader takes no vmlinux
             (directory / GUEST_BZIMAGE).write_bytes(found[1])
+
+    def _built_modules(self, tree: Path, release: str) -> None:
+        """Put modules that the kernel was built without beside its own, and write down why one is missing."""
+        for name, file in self.loaded.recipe.modules.built.get(self.loaded.spec.arch, {}).items():
+            built = self.module(self._package(f"linux-image-{release}"), name, file)
+            if built.content:
+                _write(tree / f"usr/lib/modules/{release}/kernel" / file.replace(".c", ".ko"), built.content)
+            else:
+                self.report(f"{self.loaded.spec}: no module {name}: {built.reason}")
+            _write(tree / BUILT_MODULES / name, built.reason.encode())
 
     def _modules(self, tree: Path, release: str) -> Modules:
         """Keep the modules the recipe asks for, and write the list of those that dom0 loads."""

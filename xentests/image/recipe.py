@@ -39,7 +39,8 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Modules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Kernel modules: kept on the disk (prefixes below ``kernel/``), in dom0's initrd, loaded by dom0, in guests.
 
-    ``guest`` are loaded when a guest boots, ``guest_more`` are there to be loaded.
+    ``guest`` are loaded when a guest boots, ``guest_more`` are there to be loaded. ``built``: for "ARCH", modules that
+    its kernels lack, each with its file in the kernel's source, to be compiled and put beside the others.
     """
 
     keep: tuple[str, ...]
@@ -47,6 +48,7 @@ class Modules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load: tuple[str, ...]
     guest: tuple[str, ...]
     guest_more: tuple[str, ...] = ()
+    built: dict[str, dict[str, str]] = {}
 
 
 class Initrd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

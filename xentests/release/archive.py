@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -68,6 +68,32 @@ def download(
     return _verify(tree, spec)
 
 
+def download_alone(
+    spec: ReleaseSpec, wanted: Mapping[str, str], directory: Path, *, mirror: str | None
+) -> dict[str, Path]:
+    """Fetch packages by name and version into the empty ``directory``, and nothing they depend on: name -> .deb.
+
+    Raises DownloadError, also when the archive has another version by now, and LabFull.
+    """
+    words = [f"{name}={version}" for name, version in wanted.items()]
+    try:
+        _run(spec, words, directory, mirror=mirror, have=(), alone=True)
+    except ToolFailed as error:
+        raise _explain(error, spec, mirror) from error
+    archives = directory / "tree/var/cache/apt/archives"
+    files = {}
+    for (name, version, arch), digests in _promised(directory / "tree/var/lib/apt/lists", set(wanted)).items():
+        file = archives / f"{name}_{version.replace(':', '%3a')}_{arch}.deb"
+        if wanted[name] == version and file.is_file() and sha256_of(file) in digests:
+            files[name] = file
+    if missing := sorted(set(wanted) - set(files)):
+        raise DownloadError(
+            f"{spec} {spec.arch}: not what the archive's signed index promises: {', '.join(missing)}; none of it is "
+            f"used. Try again, and if it stays so, choose another mirror (--xen-mirror)"
+        )
+    return files
+
+
 def _run(
     spec: ReleaseSpec,
     wanted: Sequence[str],
@@ -76,6 +102,7 @@ def _run(
     mirror: str | None,
     have: Sequence[Path],
     security: bool = True,
+    alone: bool = False,
 ) -> None:
     """mmdebstrap makes ``directory/tree`` with apt's lists and the downloaded files in it."""
     scripts = directory / "scripts"
@@ -87,7 +114,7 @@ def _run(
         spec.overlay.write_repository(repository)
     for file in have:
         _link_or_copy(file, seed / file.name)
-    setup, fetch = _hooks(scripts, wanted, overlay=spec.overlay is not None, security=security)
+    setup, fetch = _hooks(scripts, wanted, overlay=spec.overlay is not None, security=security, alone=alone)
     argv = [
         "mmdebstrap", "--mode=chrootless", "--variant=custom", "--format=directory", f"--architectures={spec.arch}",
         "--skip=check/chrootless,cleanup", "--aptopt=APT::Sandbox::User \"root\"",
@@ -97,7 +124,7 @@ def _run(
     run_tool(argv, limit_s=FETCH_LIMIT_S, env={"TMPDIR": str(directory)}, package="mmdebstrap")
 
 
-def _hooks(scripts: Path, wanted: Sequence[str], *, overlay: bool, security: bool) -> tuple[Path, Path]:
+def _hooks(scripts: Path, wanted: Sequence[str], *, overlay: bool, security: bool, alone: bool) -> tuple[Path, Path]:
     """The two shell scripts that mmdebstrap runs: before apt knows anything, and once its lists are there."""
     setup, fetch = scripts / "setup.sh", scripts / "fetch.sh"
     lines = [
@@ -118,10 +145,13 @@ def _hooks(scripts: Path, wanted: Sequence[str], *, overlay: bool, security: boo
     setup.write_text("\n".join([*lines, ""]))
     install = f"{_APT} install {shlex.join(wanted)}"
     lines = ["set -e", 'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"']
-    lines += [
-        f'{install} --simulate > "$1/{_CHOSEN}" || {{ cat "$1/{_CHOSEN}"; exit 1; }}',
-        f"{install} --download-only",
-    ]
+    if alone:
+        lines += ['cd "$1/var/cache/apt/archives"', f"{_APT} download {shlex.join(wanted)}"]
+    else:
+        lines += [
+            f'{install} --simulate > "$1/{_CHOSEN}" || {{ cat "$1/{_CHOSEN}"; exit 1; }}',
+            f"{install} --download-only",
+        ]
     fetch.write_text("\n".join([*lines, ""]))
     return setup, fetch
 
