@@ -150,15 +150,33 @@ class Facts:
         found = self._host.run("sh", "-c", 'command -v "$1"', "which", path).exit_code == 0
         return None if found else Reason("not built", f"dom0 has no {path}")
 
-    def device_model(self) -> Reason | None:
-        """A reader's answer for the QEMU that libxl starts: Debian's for Xen, one of Xen's own build, the system's."""
+    @cached_property
+    def qemu(self) -> str:
+        """The QEMU that libxl starts: Debian's for Xen, one of Xen's own build, the system's; "" if there is none."""
         places = (
             "/usr/libexec/xen-qemu-system-i386",
             "/usr/lib/xen*/bin/qemu-system-i386",
             "/usr/bin/qemu-system-i386",
         )
-        found = self._host.run("sh", "-c", f"ls {' '.join(places)}").stdout
-        return None if found else Reason("not built", "dom0 has no QEMU for guests")
+        return clean(self._host.run("sh", "-c", f"ls {' '.join(places)}").stdout).partition("\n")[0]
+
+    def device_model(self) -> Reason | None:
+        """A reader's answer for the QEMU that libxl starts."""
+        return None if self.qemu else Reason("not built", "dom0 has no QEMU for guests")
+
+    def qemu_device(self, name: str, option: str) -> Reason | None:
+        """A reader's answer for a device of that QEMU, which it has when built with ``option``."""
+        if reason := self.device_model():
+            return reason
+        known = self._host.run(self.qemu, "-device", f"{name},help").exit_code == 0
+        return None if known else Reason("not built", f"QEMU has no device {name} ({option})")
+
+    def module(self, name: str, option: str) -> Reason | None:
+        """A reader's answer for a module of dom0's kernel, or one built for it with the image."""
+        if self._host.run("modprobe", "-n", "-q", name).exit_code == 0:
+            return None
+        built = clean(self._host.run("cat", f"/usr/share/xentests/modules/{name}").stdout, limit=300).strip()
+        return Reason("not built", f"{option}: {built or f'the kernel has no module {name}'}")
 
     def answers(self, *argv: str) -> Reason | None:
         """A reader's answer for a command that works only where the machine has something."""
@@ -241,6 +259,34 @@ TABLE: tuple[Definition, ...] = (
         "QEMU serves disks of guests (qcow2, and whatever dom0's kernel cannot)",
         "dom0's files",
         lambda facts: facts.device_model(),
+    ),
+    Definition(
+        "usb-devices",
+        "QEMU hands USB devices of dom0 to guests",
+        "the devices of dom0's QEMU",
+        lambda facts: facts.qemu_device("usb-host", "--enable-libusb"),
+    ),
+    Definition(
+        "pvusb-frontend",
+        "the guests' kernel has the front end of PVUSB, or had it built with the image",
+        "dom0's modules, which are the guests', too",
+        lambda facts: facts.module("xen-hcd", "CONFIG_USB_XEN_HCD"),
+    ),
+    Definition(
+        "pvusb-kernel-backend",
+        "dom0's kernel is a back end of PVUSB (usbctrl type=pv)",
+        "dom0's modules",
+        lambda facts: facts.module("xen-usbback", "XEN_USB_BACKEND, which is in no mainline kernel"),
+    ),
+    Definition(
+        "iscsi",
+        "dom0 is an iSCSI initiator and a target",
+        "dom0's programs and modules",
+        both(
+            lambda facts: facts.program("iscsiadm"),
+            lambda facts: facts.module("iscsi_tcp", "CONFIG_ISCSI_TCP"),
+            lambda facts: facts.module("iscsi_target_mod", "CONFIG_ISCSI_TARGET"),
+        ),
     ),
     Definition("vmx", "the CPU has VMX", "xl info: hw_caps", lambda facts: facts.cpu_bit(1, 5, "VMX")),
     Definition("svm", "the CPU has SVM", "xl info: hw_caps", lambda facts: facts.cpu_bit(3, 2, "SVM")),
