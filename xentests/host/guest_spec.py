@@ -45,7 +45,8 @@ class Disk:
     direct: bool = False
 
     def __str__(self) -> str:
-        if any(character in self.target for character in ",\n\"'"):
+        # Stands last, where xl takes commas as they are (docs/man/xl-disk-configuration.5, "target").
+        if any(character in self.target for character in "\n\"'"):
             raise UsageError(f"disk {self.target!r}: xl has no way to quote that")
         words = [
             f"format={self.format}",

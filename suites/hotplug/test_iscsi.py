@@ -1,0 +1,111 @@
+"""Disks that reach dom0 by iSCSI come to guests and go again: Xen's script logs in and out as they do.
+
+Target and initiator are both in dom0, so a disk's content can be compared with the file behind it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from xentests.deadline import until
+from xentests.errors import ProductFailure
+from xentests.host.guest_spec import Disk, GuestSpec
+from xentests.host.guests import Guest
+from xentests.host.host import Host
+from xentests.host.iscsi import Iscsi, Target
+from xentests.lab.machine import Machine
+from xentests.pytest_plugin.supply import Hosts, Prepared
+
+pytestmark = pytest.mark.needs("iscsi", "pv")
+
+GUEST = GuestSpec(kind="pv")
+MIB = 8
+ROUNDS = 3
+
+
+def prepare(host: Host) -> None:
+    """An initiator, a target, and a guest without disks."""
+    Iscsi(host).start()
+    Iscsi(host).export("disk", size_mib=MIB)
+    guest = host.guests.create(GUEST)
+    guest.succeed("dmesg -n 1")  # what its kernel says would stand between the words of commands
+    guest.close()
+
+
+TARGET = Target("iqn.2026-01.org.xentests:disk", "/var/tmp/disk.img")
+DISK = str(Disk(TARGET.params, vdev="xvdb", script="block-iscsi"))
+
+
+def attach(guest: Guest) -> None:
+    """Attach the disk, and wait until the guest has it."""
+    guest.xl("block-attach", DISK)
+    until(
+        lambda: guest.run("[ -b /dev/xvdb ]").exit_code == 0,
+        what=f"guest {guest.name} to have /dev/xvdb",
+        deadline=20.0,
+        error=ProductFailure,
+    )
+
+
+@pytest.fixture
+def guest(hosts: Hosts, machine: Machine) -> Guest:
+    """A guest that has been running all along, on a host that offers ``TARGET``."""
+    prepared = Prepared(f"quiet iscsi {GUEST}", prepare, lambda host: host.guests.attach(GUEST))
+    return hosts.pristine(machine=machine, prepared=prepared).guests.made[GUEST.name]
+
+
+def test_data_reaches_the_target(guest: Guest) -> None:
+    """What a guest writes to an iSCSI disk is on the target when the disk is gone, and read again when it is back.
+
+    docs/man/xl-disk-configuration.5, "script"; docs/misc/block-scripts.txt.
+    """
+    attach(guest)
+    written = guest.succeed("dd if=/dev/urandom of=/tmp/data bs=1M count=4 2> /dev/null; md5sum < /tmp/data")
+    guest.succeed("dd if=/tmp/data of=/dev/xvdb bs=64k conv=fsync", timeout_s=60)
+    guest.xl("block-detach", "xvdb")
+    stored = guest.host.succeed("sh", "-c", f"head -c 4M {TARGET.file} | md5sum").text
+    assert stored.strip() == written
+    attach(guest)
+    assert guest.succeed("head -c 4096k /dev/xvdb | md5sum", timeout_s=60) == written
+
+
+def test_sessions_follow_the_disk(guest: Guest) -> None:
+    """dom0 is logged in to the target exactly while a guest has the disk, and rounds of it leave nothing behind.
+
+    docs/misc/block-scripts.txt: the script connects a device when it is added and lets it go when it is removed.
+    """
+    attach(guest)
+    guest.xl("block-detach", "xvdb")
+    iscsi, before = Iscsi(guest.host), guest.host.leaks.snapshot()
+    for _ in range(ROUNDS):
+        attach(guest)
+        assert iscsi.sessions() == [TARGET.iqn]
+        guest.xl("block-detach", "xvdb")
+        assert not iscsi.sessions()
+    guest.host.leaks.check(before)
+
+
+def test_target_that_is_not_there(guest: Guest) -> None:
+    """A disk of an unknown target is refused in the script's own words, no session stays, and the guest runs on.
+
+    docs/misc/block-scripts.txt; /etc/xen/scripts/block-iscsi: "No matching target iqn found".
+    """
+    nowhere = Disk(TARGET.params.replace(":disk", ":nowhere"), vdev="xvdb", script="block-iscsi")
+    refused = guest.host.fail("xl", "block-attach", guest.name, str(nowhere), timeout_s=60)
+    assert "No matching target iqn found" in refused.stderr.decode()
+    assert not Iscsi(guest.host).sessions()
+    guest.wait_tick()
+
+
+def test_disk_from_the_beginning(guest: Guest) -> None:
+    """A guest that is created with an iSCSI disk has it, and its end logs dom0 out.
+
+    docs/man/xl.cfg.5, "disk"; docs/misc/block-scripts.txt.
+    """
+    iscsi = Iscsi(guest.host)
+    spec = GuestSpec(name="second", kind="pv", disks=(Disk(TARGET.params, vdev="xvdb", script="block-iscsi"),))
+    second = guest.host.guests.create(spec)
+    assert second.succeed("cat /sys/block/xvdb/size") == str(MIB * 2048)
+    assert iscsi.sessions() == [TARGET.iqn]
+    guest.host.guests.destroy(second)
+    until(lambda: not iscsi.sessions(), what="dom0 to be logged out", deadline=20.0, error=ProductFailure)
