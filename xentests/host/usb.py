@@ -29,7 +29,8 @@ _CONTROLLER = re.compile(
     r"^(?P<devid>\d+) +(?P<type>\S+) +(?P<backend>\d+) +(?P<state>\d+) +(?P<version>\d+) +(?P<ports>\d+) *$"
 )
 _PORT = re.compile(r"^  Port (?P<port>\d+):(?: Bus (?P<bus>\d+) Device (?P<address>\d+))?$")
-_SETTLED_S = 20.0
+_SETTLED_S = 60.0
+"""Seconds for a stick to turn up: 1 to 3, but 25 in an HVM guest whose emulated controller keeps one CPU busy."""
 T = TypeVar("T")
 
 
