@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from xentests.deadline import Deadline, until
 from xentests.errors import CommandFailed, ProductFailure, UsageError
 from xentests.host.command import Result, Word
+from xentests.host.devices import Devices
 from xentests.host.guest_console import Answer, GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
 from xentests.host.guest_spec import GuestSpec
@@ -56,6 +57,11 @@ class Guest:
             self._console = GuestConsole(self.host, self.name, self.domid)
         return self._console
 
+    @property
+    def devices(self) -> Devices:
+        """Its disks and interfaces, to be attached and detached."""
+        return Devices(self)
+
     def run(self, command: str, timeout_s: float = 20.0) -> Answer:
         """Run one line in the guest's shell, whatever its exit code. Raises GuestFailure when no answer comes."""
         return self.console.run(command, timeout_s)
@@ -66,6 +72,22 @@ class Guest:
         if answer.exit_code != 0:
             raise self.log.failure(f"`{command}` ended with exit code {answer.exit_code}, saying {answer.text!r}")
         return answer.text.rstrip("\n")
+
+    def wait_for(self, command: str, answer: str, timeout_s: float = 20.0) -> None:
+        """Run one line again and again until it prints ``answer``. Raises GuestFailure with what it printed last."""
+        last = ""
+
+        def look() -> bool:
+            nonlocal last
+            last = self.run(command).text.rstrip("\n")
+            return last == answer
+
+        deadline = Deadline(timeout_s)
+
+        def late(_: str) -> GuestFailure:
+            return self.log.failure(f"`{command}` had to print {answer!r} within {deadline}, and last printed {last!r}")
+
+        until(look, what=answer, deadline=deadline, error=late, every_s=0.05)
 
     def xl(self, command: str, *words: Word, timeout_s: float = 60.0) -> Result:
         """``xl COMMAND GUEST WORDS...``, which must work."""
