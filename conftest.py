@@ -1,3 +1,10 @@
 """Fixtures of the suites: each is in ``fixtures``, in the module of its noun."""
 
-pytest_plugins = ["pytester", "fixtures.releases", "fixtures.hosts", "fixtures.guests", "fixtures.payloads"]
+pytest_plugins = [
+    "pytester",
+    "fixtures.releases",
+    "fixtures.hosts",
+    "fixtures.guests",
+    "fixtures.hotplug",
+    "fixtures.payloads",
+]

@@ -1,0 +1,91 @@
+"""What the hotplug suite relies on to notice: each way of its using a device is tried on one that was sabotaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.hotplug import LOOP, NIC, RAW, growing, plugging
+from suites.hotplug.test_memory import memory, reaches
+from suites.hotplug.test_vcpus import works
+from suites.hotplug.use import bring_up, ping_and_verify, write_and_verify
+from xentests.errors import CommandFailed
+from xentests.host.devices import DeviceFailure
+from xentests.host.guest_log import GuestFailure
+from xentests.host.guests import Guest
+from xentests.host.host import Host
+from xentests.session import Session
+
+
+@pytest.fixture
+def guest(session: Session, runs: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A PV guest on a clone with disks and a bridge."""
+    prepared = plugging(growing("pv"))
+
+    def prepare(host: Host) -> None:
+        prepared.prepare(host)
+
+    template = session.derive(session.template(), key=prepared.key, prepare=prepare)
+    host = session.clone(template, name=request.node.name, log_dir=runs / request.node.name, standby=False)
+    prepared.attached(host)
+    yield host.guests.made["guest"]
+    session.end(host)
+
+
+def test_corrupted_block(guest: Guest) -> None:
+    """A few bytes that change behind the guest's back fail the verification, which says what it was about."""
+    disk = guest.devices.attach(LOOP)
+    write_and_verify(disk)
+    spoil = f"while :; do printf corrupted | dd of={LOOP.target} bs=1 seek=700001 conv=notrunc 2>/dev/null; done"
+    spoiler = guest.host.start("sh", "-c", spoil)
+    with pytest.raises(AssertionError, match=r"xvdb of guest: wrote [0-9a-f]{16}..., read [0-9a-f]{16}..."):
+        write_and_verify(disk)
+    spoiler.kill()
+
+
+def test_detached_back_end(guest: Guest) -> None:
+    """A back end that is taken away is neither connected nor in use, and the error has the states of both ends."""
+    disk = guest.devices.attach(LOOP)
+    guest.host.xenstore.rm(disk.back)
+    with pytest.raises(DeviceFailure, match=r"xvdb \(vbd 51728\) of guest guest is not connected(?s:.*)back end gone"):
+        disk.wait_connected(1)
+
+
+def test_killed_back_end(guest: Guest) -> None:
+    """A device that does not go is said not to be gone, in which states, and how long was waited."""
+    disk = guest.devices.attach(RAW)
+    with pytest.raises(DeviceFailure, match=r"is not gone within (?s:.*): front end connected, back end connected"):
+        disk.wait_gone(0.5)
+
+
+def test_dropped_packet(guest: Guest) -> None:
+    """A single packet that does not arrive fails the count."""
+    nic = guest.devices.attach(NIC)
+    bring_up(nic, "10.0.0.2")
+    ping_and_verify(nic)
+    guest.host.succeed("tc", "qdisc", "add", "dev", nic.name, "root", "netem", "loss", "100%", "limit", 1)
+    with pytest.raises(AssertionError, match="answered="):
+        ping_and_verify(nic, count=3)
+
+
+def test_unknown_disk(guest: Guest) -> None:
+    """What xl refuses is raised with what it said."""
+    with pytest.raises(CommandFailed, match="not connected"):
+        guest.devices.find(LOOP).detach()
+
+
+def test_memory_that_is_not_given(guest: Guest) -> None:
+    """A balloon that is held where it was has the wait for it fail."""
+    before = memory(guest)
+    held = "while :; do echo 134217728 > /sys/devices/system/xen_memory/xen_memory0/target; done"
+    guest.succeed(f"({held}) & true")
+    with pytest.raises(GuestFailure, match="had to print 'reached' within"):
+        reaches(guest, -16, before)
+
+
+def test_vcpu_that_does_not_work(guest: Guest) -> None:
+    """A vCPU that is not there cannot have done the work that was asked of it."""
+    with pytest.raises(GuestFailure, match="taskset 2 "):
+        works(guest, 1)

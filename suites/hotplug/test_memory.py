@@ -1,0 +1,131 @@
+"""Memory is taken from a guest and given back while it runs, beyond what it began with, and never what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fixtures.hotplug import MAX_MIB, START_MIB
+from suites.hotplug.use import SOME_TIMES, TIMES
+from xentests.host.guests import Guest
+from xentests.host.host import Host
+from xentests.host.xl import parse_list
+
+LOW_MIB = START_MIB - 24
+_BALLOON = "/sys/devices/system/xen_memory/xen_memory0/info/current_kb"
+_TOTAL = "awk '/^MemTotal/ { print $2 }' /proc/meminfo"
+_KEEP = "dd if=/dev/urandom of=/tmp/kept bs=1M count={0} 2>/dev/null; sha256sum < /tmp/kept"
+_KEPT = "sha256sum < /tmp/kept"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A guest's memory in MiB: as Xen, xenstore (the target) and the guest's balloon have it."""
+
+    xen_mib: float
+    target_mib: float
+    guest_mib: float
+
+    def grown_by(self, mib: int, since: Memory) -> bool:
+        """Whether all agree that there is so much more than there was, to a MiB: xl counts in whole ones."""
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(since)
+        return all(abs(now - then - mib) <= 1 for now, then in zip(mine, theirs, strict=True))
+
+
+def memory(guest: Guest) -> Memory:
+    """What it is now."""
+    path = f"/local/domain/{guest.domid}/memory/target"
+    text = guest.host.succeed("sh", "-c", 'xenstore-read "$1"; xl list "$2"', "read", path, guest.domid).text
+    target, listed = text.split("\n", 1)
+    return Memory(
+        xen_mib=parse_list(listed)[0].memory_mib,
+        target_mib=int(target) / 1024,
+        guest_mib=int(guest.succeed(f"cat {_BALLOON}")) / 1024,
+    )
+
+
+def reaches(guest: Guest, mib: int, since: Memory) -> None:
+    """Set a target, ``mib`` above that of ``since``, and wait until Xen, xenstore and the guest have it."""
+    guest.xl("mem-set", f"{START_MIB + mib}m")
+    wanted = round((since.guest_mib + mib) * 1024)
+    guest.wait_for(f"off=$(($(cat {_BALLOON}) - {wanted})); [ ${{off#-}} -le 512 ] && echo reached", "reached")
+    seen = memory(guest)
+    assert seen.grown_by(mib, since), f"{mib:+} MiB were asked for: {seen}, and before that {since}"
+
+
+def test_balloon_down_and_up(plugged: Guest) -> None:
+    """The guest gives memory back and gets it again, 20 (or 2) times; what it keeps in the rest is not touched.
+
+    docs/man/xl.1, mem-set.
+    """
+    before, kept = memory(plugged), plugged.succeed(_KEEP.format(4))
+    for _ in range(TIMES if plugged.spec.kind == "hvm" else SOME_TIMES):
+        reaches(plugged, LOW_MIB - START_MIB, before)
+        reaches(plugged, 0, before)
+    assert plugged.succeed(_KEPT) == kept
+
+
+def test_memory_beyond_the_start(plugged: Guest) -> None:
+    """Up to its maxmem the guest gets more memory than it was started with, and uses it.
+
+    docs/man/xl.cfg.5, maxmem; docs/man/xl.1, mem-set.
+    """
+    before, total, free = memory(plugged), int(plugged.succeed(_TOTAL)), plugged.host.xl.info().free_memory
+    reaches(plugged, MAX_MIB - START_MIB, before)
+    assert abs(free - plugged.host.xl.info().free_memory - (MAX_MIB - START_MIB)) <= 2
+    grown_mib = (int(plugged.succeed(_TOTAL)) - total) // 1024
+    assert grown_mib > (MAX_MIB - START_MIB) * 3 // 4
+    # More than it had before, of which a part is its kernel.
+    plugged.succeed("mount -o remount,size=100% /tmp")
+    plugged.succeed(f"dd if=/dev/urandom of=/tmp/kept bs=1M count={total // 1024} 2>/dev/null", timeout_s=60)
+    kept = plugged.succeed("md5sum < /tmp/kept", timeout_s=60)
+    assert plugged.succeed("md5sum < /tmp/kept", timeout_s=60) == kept
+
+
+def test_target_beyond_maxmem_is_refused(plugged: Guest) -> None:
+    """A target above maxmem is an error, and changes nothing.
+
+    docs/man/xl.1, mem-set: "This must be less than the initial maxmem parameter in the domain's configuration."
+    """
+    before = memory(plugged)
+    result = plugged.host.run("xl", "mem-set", plugged.name, f"{MAX_MIB + 1}m")
+    assert result.exit_code != 0, result
+    assert memory(plugged).target_mib == before.target_mib
+
+
+def test_limit_below_the_target_is_refused(plugged: Guest) -> None:
+    """The limit of a guest cannot go below its target; at the target it can.
+
+    docs/man/xl.1, mem-max: "mem can't be set lower than the current memory target".
+    """
+    result = plugged.host.run("xl", "mem-max", plugged.name, f"{LOW_MIB}m")
+    assert result.exit_code != 0, result
+    plugged.xl("mem-max", f"{START_MIB}m")
+    assert plugged.host.run("xl", "mem-set", plugged.name, f"{START_MIB + 8}m").exit_code != 0
+
+
+def test_dom0_keeps_its_floor(xen_host: Host) -> None:
+    """dom0 cannot be asked to become smaller than it can live with, and stays as large as it was.
+
+    tools/libs/light/libxl_internal.h, LIBXL_MIN_DOM0_MEM: 128 MiB.
+    """
+    before = [domain.memory_mib for domain in xen_host.xl.list()]
+    result = xen_host.run("xl", "mem-set", "Domain-0", "127m")
+    assert result.exit_code != 0, result
+    assert "below the minimum threshold" in result.stderr.decode()
+    assert [domain.memory_mib for domain in xen_host.xl.list()] == before
+
+
+def test_target_under_pressure(plugged: Guest) -> None:
+    """A guest that is short of memory, and takes and frees some all the time, balloons and loses nothing that it keeps.
+
+    docs/man/xl.1, mem-set: what it warns of, "guest memory pressure", is not reached: a little is always free.
+    """
+    before, kept = memory(plugged), plugged.succeed(_KEEP.format(16))
+    churn = "while dd if=/dev/zero of=/tmp/churn bs=64k count=64; do rm /tmp/churn; done"
+    plugged.succeed(f"({churn}) 2>/dev/null & true")
+    for _ in range(3):
+        reaches(plugged, LOW_MIB - START_MIB, before)
+        reaches(plugged, 0, before)
+    assert plugged.succeed(_KEPT) == kept
+    assert plugged.run("dmesg | grep -i 'out of memory'").text == ""
