@@ -23,7 +23,7 @@ from typing import IO
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from xentests.errors import DownloadError, LabError
+from xentests.errors import DownloadError, LabError, LabFull
 from xentests.image.modules import module_name
 from xentests.image.unpack import Tree
 from xentests.lab.store import Store, key_of
@@ -94,8 +94,8 @@ def build_module(
 ) -> Built:
     """Module ``name`` from ``file`` of the source of a kernel package; from the store when it was built before.
 
-    A kernel whose source has no such file, or whose source the archive no longer has, gives a reason and no module.
-    Raises LabFull, and LabError when the module does not compile.
+    A kernel whose source has no such file, whose source the archive no longer has, or which does not compile here gives
+    a reason and no module: all else about the release can be tested without. Raises LabFull.
     """
 
     def build(directory: Path) -> Mapping[str, object]:
@@ -109,8 +109,12 @@ def build_module(
     key = key_of("module", VERSION, _FLAGS, kernel.sha256, name, file, compiler)
     try:
         entry = store.get("module", key, build, what=f"module {name} for {kernel.name}")
+    except LabFull:
+        raise
     except DownloadError as error:
         return Built(name, reason=f"its source could not be had when this image was made: {error}".partition("\n")[0])
+    except LabError as error:  # an outer compiler that this kernel's headers are too old or too new for
+        return Built(name, reason=f"it did not compile when this image was made: {error}".partition("\n")[0])
     if not entry.manifest["built"]:
         return Built(name, reason=f"the source of {kernel.name} has no {file}")
     return Built(name, entry.file(_MODULE).read_bytes())
