@@ -78,7 +78,7 @@ def with_usb_guest(spec: GuestSpec) -> Prepared:
         if spec.in_hardware:
             guest.xl("unpause")
 
-    return Prepared(key=f"quiet usb guest {spec}", prepare=prepare, attached=attached)
+    return Prepared(key=f"usb guest with all drivers {spec}", prepare=prepare, attached=attached)
 
 
 @pytest.fixture

@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from xentests.host.host import Host
 
 DOM0_MODULES = ("ehci-pci", "usb-storage", "sd_mod")
-GUEST_MODULES = ("usb_common", "usbcore", "ehci_hcd", "ehci_pci", "uhci_hcd", "xhci_hcd", "xhci_pci", "xen_hcd",
-                 "scsi_common", "scsi_mod", "usb_storage", "sd_mod")  # fmt: skip
-"""In the order in which a guest loads them; those that its kernel has built in or lacks are passed over."""
 
 _DEVICES = "/sys/bus/usb/devices"
 _CONTROLLER = re.compile(
     r"^(?P<devid>\d+) +(?P<type>\S+) +(?P<backend>\d+) +(?P<state>\d+) +(?P<version>\d+) +(?P<ports>\d+) *$"
 )
 _PORT = re.compile(r"^  Port (?P<port>\d+):(?: Bus (?P<bus>\d+) Device (?P<address>\d+))?$")
-_SETTLED_S = 60.0
-"""Seconds for a stick to turn up: 1 to 3, but 25 in an HVM guest whose emulated controller keeps one CPU busy."""
+_SETTLED_S = 30.0
+"""Seconds (scaled) for a stick to turn up: 1 to 3 on an idle lab."""
 T = TypeVar("T")
 
 
@@ -131,7 +128,7 @@ class GuestUsb:
 
     def load_drivers(self) -> None:
         """Have the guest load all drivers it may need, and its kernel talk no more on the console that we ask it on."""
-        load = f"dmesg -n 1; for m in {' '.join(GUEST_MODULES)}; do insmod /modules/$m.ko; done; true"
+        load = "dmesg -n 1; while read -r module; do insmod /modules/$module; done < /modules/more; true"
         self.guest.succeed(load, timeout_s=60)
 
     def controllers(self) -> list[Controller]:
