@@ -53,9 +53,9 @@ def write_and_verify(disk: Device) -> str:
     return written
 
 
-def sees_disk(guest: Guest, name: str) -> bool:
-    """Whether the guest has a disk of that name."""
-    return guest.run(f"test -b /dev/{name} && test -d /sys/block/{name}").exit_code == 0
+def loses(guest: Guest, path: str) -> None:
+    """Wait until the guest has such a file no more. Linux forgets a device a moment after xenstore has."""
+    guest.wait_for(f"test -e {path}; echo $?", "1")
 
 
 @dataclass(frozen=True)
