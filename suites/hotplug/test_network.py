@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from fixtures.hotplug import FOLDER, HOST_ADDRESS, NIC, growing, only, plugging
-from suites.hotplug.use import SOME_TIMES, TIMES, bring_up, ping_and_verify
+from suites.hotplug.use import SOME_TIMES, TIMES, bring_up, loses, ping_and_verify
 from xentests.host.guests import Guest
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
@@ -21,10 +21,10 @@ exec /etc/xen/scripts/vif-bridge "$@"
 """
 _SERVE = "httpd -h /tmp -p {0}:8000"
 _FETCH = "wget -q -O - http://{0}:8000/sent | sha256sum"
-SENT = 4 << 20
+SENT, PORT = 4 << 20, 9000
 _UPTIME = "cut -d' ' -f1 /proc/uptime"
 # nc ends when dom0 has had everything and closes its side, so what waits in buffers is not left out.
-_SEND = f"{_UPTIME}; dd if=/dev/zero bs=64k count={SENT >> 16} 2>/dev/null | nc {HOST_ADDRESS} 9000; {_UPTIME}"
+_SEND = f"{_UPTIME}; dd if=/dev/zero bs=64k count={SENT >> 16} 2>/dev/null | nc {HOST_ADDRESS} {PORT}; {_UPTIME}"
 _MAKE = "dd if=/dev/urandom of=/tmp/sent bs=1M count=2 2>/dev/null; sha256sum < /tmp/sent"
 
 
@@ -40,7 +40,7 @@ def test_attach_use_detach(plugged: Guest) -> None:
         name = bring_up(device, ADDRESS)
         ping_and_verify(device, count=5)
         device.detach()
-        assert plugged.run(f"test -e /sys/class/net/{name}").exit_code != 0
+        loses(plugged, f"/sys/class/net/{name}")
     plugged.host.leaks.check(before)
 
 
@@ -110,7 +110,8 @@ def test_rate_limit_holds(hosts: Hosts, machine: Machine) -> None:
     steady = machine.with_(timing="deterministic", cpus=1)
     guest = hosts.pristine(machine=steady, prepared=plugging(spec)).guests.made[spec.name]
     bring_up(guest.devices.attach(dataclasses.replace(NIC, rate="1MB/s@20ms")), ADDRESS)
-    sink = guest.host.start("sh", "-c", f"busybox nc -l -p 9000 -s {HOST_ADDRESS} </dev/null | wc -c")
+    sink = guest.host.start("sh", "-c", f"busybox nc -l -p {PORT} -s {HOST_ADDRESS} </dev/null | wc -c")
+    guest.host.wait_until_succeeds("grep", "-q", f":{PORT:04X} ", "/proc/net/tcp", timeout_s=20)
     began, ended = (float(word) for word in guest.succeed(_SEND, timeout_s=120).split())
     assert sink.wait(20).text == str(SENT)
     assert 0.8e6 < SENT / (ended - began) < 1.2e6, f"{SENT} bytes took {ended - began:.2f} s"
