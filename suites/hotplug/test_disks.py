@@ -86,8 +86,8 @@ def test_disk_grows_while_it_is_used(plugged: Guest) -> None:
 def test_detach_in_use(plugged: Guest) -> None:
     """A disk that the guest holds open is either not detached, and works on; or it is, and whoever holds it is told.
 
-    Which of them is up to the guest: docs/man/xl.1, block-detach: "requires the cooperation of the domain". Linux
-    refused up to 5.15, and has let go since.
+    Which of them is up to the guest: docs/man/xl.1, block-detach: "requires the cooperation of the domain". Linux 6.12
+    lets go.
     """
     device = plugged.devices.attach(LOOP)
     plugged.succeed(f"exec 5<>/dev/{device.name}")
