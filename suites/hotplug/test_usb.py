@@ -85,8 +85,8 @@ def with_usb_guest(spec: GuestSpec) -> Prepared:
 def usb(hosts: Hosts, machine: Machine, way: Way) -> GuestUsb:
     """The USB of a guest that has been running all along, on a host with sticks.
 
-    On one CPU: with two, QEMU 7.2's emulation of SVM ended 3 of 12 HVM guests by a triple fault (once with Xen's own
-    registers saved as the guest's) while controllers came or went; with one, none of 8.
+    On one CPU: with two, QEMU 7.2's emulation of SVM ended 3 of 15 HVM guests by a triple fault (once with Xen's own
+    registers saved as the guest's) while controllers came or went; with one, none of 10.
     """
     host = hosts.pristine(machine=machine.with_(usb_sticks=STICKS, cpus=1), prepared=with_usb_guest(way.guest))
     return GuestUsb(host.guests.made[way.guest.name])
@@ -181,7 +181,7 @@ def test_two_devices(usb: GuestUsb, way: Way) -> None:
         usb.plug(stick, f"controller={controller.devid}")
     assert usb.wait_disk("stick0") != usb.wait_disk("stick1")
     assert usb.controllers()[-1].devices == dict(enumerate(sticks, 1))
-    ports = usb.guest.host.xenstore.ls(f"/libxl/{usb.guest.domid}/device/vusb/{controller.devid}/port")
+    ports = usb.guest.host.xenstore.ls(f"{usb.folder(controller)}/port")
     assert [ports[path] for path in sorted(ports)][:2] == [stick.port for stick in sticks]
 
 

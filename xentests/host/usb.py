@@ -135,6 +135,11 @@ class GuestUsb:
         """``xl usb-list``."""
         return parse_usb_list(self._host.succeed("xl", "usb-list", self.guest.name).text)
 
+    def folder(self, controller: Controller) -> str:
+        """Where xenstore has what is plugged into a controller: at its back end, or at libxl's own if it has none."""
+        folder = f"/libxl/{self.guest.domid}/device/vusb/{controller.devid}"
+        return folder if controller.type == "devicemodel" else self._host.xenstore.read(f"{folder}/backend")
+
     def add_controller(self, *words: str) -> Controller:
         """``xl usbctrl-attach`` with words such as ``version=2``; what ``xl usb-list`` then has more."""
         before = {controller.devid for controller in self.controllers()}
