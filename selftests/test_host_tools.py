@@ -105,7 +105,7 @@ def test_xl_list() -> None:
 
 
 def test_debug_keys_return_what_xen_said(host: Host, domain: FakeDomain) -> None:
-    """Only what came after the key was pressed is returned."""
+    """Only what came after the key was pressed is returned, also when it is what came before, and the ring is full."""
     ring = ["(XEN) Xen version 4.20\n(XEN) *** Serial input to DOM0\n"]
 
     def answer(argv: list[str]) -> tuple[int, bytes]:
@@ -114,7 +114,16 @@ def test_debug_keys_return_what_xen_said(host: Host, domain: FakeDomain) -> None
         return 0, "".join(ring).encode() if argv[1] == "dmesg" else b""
 
     domain.on_program = answer
-    assert host.xl.debug_keys("r") == "(XEN) 'r' pressed -> dumping run queues\n"
+    for press in range(30):
+        assert host.xl.debug_keys("r") == "(XEN) 'r' pressed -> dumping run queues\n", press
+    ring.insert(0, "(XEN) what the ring is about to forget\n" * 200)
+
+    def forgetful(argv: list[str]) -> tuple[int, bytes]:
+        code, output = answer(argv)
+        return code, output[-6000:]
+
+    domain.on_program = forgetful
+    assert host.xl.debug_keys("q") == "(XEN) 'q' pressed -> dumping run queues\n"
 
 
 @pytest.mark.parametrize(

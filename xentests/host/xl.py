@@ -210,16 +210,23 @@ class Xl:
 
         Xen handles a key some time after the call, so that its words are waited for until no more come.
         """
-        text, before = "", self.dmesg()[-400:]
+        text, before = "", self.dmesg()
         for key in keys:
             self._host.succeed("xl", "debug-keys", key)
 
         def said() -> bool:
             nonlocal text
-            last, after = text, self.dmesg()
-            at = after.rfind(before)
-            text = after[at + len(before) :] if at >= 0 else after
+            last, text = text, _since(before, self.dmesg())
             return text == last != ""
 
         until(said, what=f"{self._host.name}: Xen's answer to {keys!r}", deadline=20.0, error=XlError)
         return text
+
+
+def _since(before: str, after: str) -> str:
+    """What came into Xen's message ring between two readings of it. The ring forgets its oldest lines."""
+    if after.startswith(before):
+        return after[len(before) :]
+    last = before[-4000:]
+    at = after.find(last)
+    return after[at + len(last) :] if at >= 0 else after
