@@ -1,4 +1,4 @@
-"""What a guest can be: many of them, with many vCPUs, talkative, started by UEFI, or PV inside PVH."""
+"""What a guest can be: many of them, with many vCPUs, talkative."""
 
 from __future__ import annotations
 

@@ -17,13 +17,12 @@ GUEST_FOLDER = "/usr/share/xentests/guest"
 GUEST_KERNEL = f"{GUEST_FOLDER}/kernel"
 GUEST_BZIMAGE = f"{GUEST_FOLDER}/bzimage"
 GUEST_INITRD = f"{GUEST_FOLDER}/initrd"
-GUEST_ESP = f"{GUEST_FOLDER}/esp"
 
-Kind = Literal["", "pv", "pvh", "hvm", "ovmf", "shim"]
+Kind = Literal["", "pv", "pvh", "hvm", "shim"]
 Action = Literal["destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart"]
 Value = str | int | Sequence[str]
 
-_TYPES: dict[str, str] = {"": "pv", "pv": "pv", "pvh": "pvh", "hvm": "hvm", "ovmf": "hvm", "shim": "pvh"}
+_TYPES: dict[str, str] = {"": "pv", "pv": "pv", "pvh": "pvh", "hvm": "hvm", "shim": "pvh"}
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -82,10 +81,10 @@ class Nic:
 class GuestSpec:
     """What guest to make. ``kind`` is empty for the architecture's own: PV on x86-64, the only kind there is on arm64.
 
-    ``pv``; ``pvh``; ``hvm`` (SeaBIOS, with a device model); ``ovmf`` (HVM, started by UEFI from a disk); ``shim`` (PV
-    inside PVH). Memory in MiB. 0 and empty strings leave a value to xl. ``cpuid`` and ``sched`` are values of the
-    options ``cpuid`` and (by name, such as ``cap``) the scheduler's. ``kernel_args`` are appended to the guest kernel's
-    command line; ``options`` are further lines of the domain's configuration file, and win over what is made here.
+    ``pv``; ``pvh``; ``hvm`` (SeaBIOS, a device model); ``shim`` (PV inside PVH). Memory in MiB. 0 and empty strings
+    leave a value to xl. ``cpuid`` and ``sched`` are values of the options ``cpuid`` and (by name, such as ``cap``) the
+    scheduler's. ``kernel_args`` are appended to the guest kernel's command line; ``options`` are further lines of the
+    domain's configuration file, and win over what is made here.
     """
 
     name: str = "guest"
@@ -133,8 +132,6 @@ class GuestSpec:
 
     def _boot(self) -> dict[str, Value]:
         arguments = f"console=hvc0 {self.kernel_args}".rstrip()
-        if self.kind == "ovmf":
-            return {"bios": "ovmf", "xen_platform_pci": 1, "vga": "none"}
         # QEMU's own loader takes no vmlinux, for all others libxc would have to unpack a bzImage.
         kernel = self.kernel or (GUEST_BZIMAGE if self.kind == "hvm" else GUEST_KERNEL)
         lines: dict[str, Value] = {"kernel": kernel, "ramdisk": self.initrd, "extra": arguments}
@@ -145,16 +142,13 @@ class GuestSpec:
         return lines
 
     def _optional(self) -> dict[str, Value]:
-        disks = list(self.disks)
-        if self.kind == "ovmf":
-            disks.insert(0, Disk(GUEST_ESP, vdev="hda"))
         lines: dict[str, Value] = {
             "maxmem": self.maxmem_mib,
             "maxvcpus": self.maxvcpus,
             "cpus": self.cpus,
             "cpuid": self.cpuid,
             "pool": self.pool,
-            "disk": [str(disk) for disk in disks],
+            "disk": [str(disk) for disk in self.disks],
             "vif": [str(nic) for nic in self.nics],
             "usbctrl": self.usb_controllers,
             "usbdev": self.usb_devices,
