@@ -41,11 +41,18 @@ class Agent:
         self._console = console
         self._worker: _Worker | None = None
 
-    def call(self, command: str, arguments: dict[str, object] | None = None, *, silence_s: float = SILENCE_S) -> Any:
-        """The ``return`` value of one agent command.
+    def call(
+        self,
+        command: str,
+        arguments: dict[str, object] | None = None,
+        *,
+        silence_s: float = SILENCE_S,
+        wanted: str | None = None,
+    ) -> Any:
+        """The ``return`` value of one agent command; ``wanted`` is a member that it must have.
 
-        Raises AgentError (the agent refused), HostHang (silent for ``silence_s``, scaled), HypervisorCrash,
-        DomainGone.
+        Raises AgentError (the agent refused), HostHang (silent for ``silence_s``, scaled; or what it says is the
+        answer to something else, asked before a silence), HypervisorCrash, DomainGone.
         """
         deadline = Deadline(silence_s)
         answer: Any = None
@@ -58,6 +65,8 @@ class Agent:
                 if not error.delivered:
                     return False
                 raise diagnose(self._domain, self._console, waited=str(deadline), doing=command) from error
+            if wanted is not None and (not isinstance(answer, dict) or wanted not in answer):
+                raise diagnose(self._domain, self._console, waited=str(deadline), doing=f"{command}, late answers") from None
             return True
 
         until(

@@ -123,7 +123,7 @@ class Commands:
             arguments["input-data"] = base64.b64encode(input_data).decode("ascii")
         started = Deadline(math.inf, scaled=False)
         try:
-            return int(self._agent.call("guest-exec", arguments)["pid"])
+            return int(self._agent.call("guest-exec", arguments, wanted="pid")["pid"])
         except AgentError as error:
             said = str(error)
             if "Failed to execute child process" not in said:
@@ -134,7 +134,7 @@ class Commands:
     def poll(self, pid: int, words: tuple[str, ...], elapsed_s: float) -> Result | None:
         """The Result of a program started by ``spawn``, or None while it runs. The agent forgets it when it is told."""
         try:
-            status = self._agent.call("guest-exec-status", {"pid": pid})
+            status = self._agent.call("guest-exec-status", {"pid": pid}, wanted="exited")
         except AgentError as error:
             if _TOO_MUCH not in str(error):
                 raise

@@ -73,10 +73,11 @@ class GuestLog:
     def wait_for(
         self, pattern: str, timeout_s: float, *, times: int = 1, alive: Callable[[], str] = lambda: ""
     ) -> re.Match[bytes]:
-        """Wait until the log, from its start, holds a regular expression that many ``times``; the last match.
+        """Wait until the log, from its start, holds a regular expression, found once a boot, that many ``times``; the last.
 
         ``alive`` is asked now and then and at the end; what it returns, unless empty, is why waiting has become
-        pointless. Raises GuestFailure at once when the guest's kernel panics or ``alive`` says so.
+        pointless. Raises GuestFailure at once when the guest's kernel panics, in the last of so many boots, or ``alive``
+        says so.
         """
         regex = re.compile(pattern.encode(), re.MULTILINE)
 
@@ -84,14 +85,21 @@ class GuestLog:
             found = list(regex.finditer(data))
             return found[-1] if len(found) >= times else None
 
-        return self._wait(search, pattern, timeout_s, alive)
+        return self._wait(search, pattern, timeout_s, alive, boots=times)
 
     def wait_tick(self, timeout_s: float, *, alive: Callable[[], str] = lambda: "") -> Tick:
         """Wait for a tick that is not in the log yet, and return it. Raises GuestFailure."""
         seen = len(self.ticks())
         return self._wait(lambda _: next(reversed(self.ticks()[seen:]), None), "another tick", timeout_s, alive)
 
-    def _wait(self, search: Callable[[bytes], T | None], pattern: str, timeout_s: float, alive: Callable[[], str]) -> T:
+    def _wait(
+        self,
+        search: Callable[[bytes], T | None],
+        pattern: str,
+        timeout_s: float,
+        alive: Callable[[], str],
+        boots: int = 0,
+    ) -> T:
         looks = 0
 
         def look() -> T | None:
@@ -100,7 +108,8 @@ class GuestLog:
             data = self.raw()
             found = search(data)
             looks += 1
-            if found is None and _PANIC.search(data, max(0, data.rfind(_BOOT))):
+            begun = data.count(_BOOT) >= boots  # before that, a panic is what the boot waited for came from
+            if found is None and begun and _PANIC.search(data, max(0, data.rfind(_BOOT))):
                 raise self.failure(f"its kernel panicked while {pattern!r} was waited for")
             if found is None and looks % 8 == 0 and (why := alive()):
                 raise self.failure(f"{why} while {pattern!r} was waited for")
