@@ -10,8 +10,9 @@ import pytest
 
 from selftests.fakes import FakeDomain, FakeImage, FakeMachine
 from xentests.errors import CommandFailed, UsageError
-from xentests.host.capabilities import NAMES, TABLE, from_data, kconfig
+from xentests.host.capabilities import NAMES, TABLE, from_data
 from xentests.host.command import Result
+from xentests.host.facts import kconfig
 from xentests.host.host import Host
 from xentests.host.livepatch import LivepatchError, parse_list
 from xentests.host.xenstore import parse_ls, unescape

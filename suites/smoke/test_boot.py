@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from suites.smoke.boot_log import dom0_warnings, known_warnings, unexplained, xen_messages, xen_warnings
-from xentests.host.capabilities import kconfig
+from xentests.host.facts import kconfig
 from xentests.host.host import Host
 from xentests.image.image import Image
 from xentests.lab.machine import Machine

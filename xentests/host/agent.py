@@ -19,6 +19,7 @@ from xentests.errors import AgentUnresponsive, LabError
 from xentests.host.console import Console
 from xentests.host.hang import diagnose
 from xentests.host.protocol import Domain
+from xentests.text import clean
 
 SILENCE_S = 20.0
 """Seconds (scaled) of silence after which a host counts as hanging: an answer takes 1.5 ms, seconds on a busy lab."""
@@ -66,7 +67,8 @@ class Agent:
                     return False
                 raise diagnose(self._domain, self._console, waited=str(deadline), doing=command) from error
             if wanted is not None and (not isinstance(answer, dict) or wanted not in answer):
-                raise diagnose(self._domain, self._console, waited=str(deadline), doing=f"{command}, late answers") from None
+                late = f"{command}; {clean(repr(answer), limit=80)} came, the answer to something earlier"
+                raise diagnose(self._domain, self._console, waited=str(deadline), doing=late)
             return True
 
         until(

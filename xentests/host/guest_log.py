@@ -73,11 +73,11 @@ class GuestLog:
     def wait_for(
         self, pattern: str, timeout_s: float, *, times: int = 1, alive: Callable[[], str] = lambda: ""
     ) -> re.Match[bytes]:
-        """Wait until the log, from its start, holds a regular expression, found once a boot, that many ``times``; the last.
+        """Wait until the log, from its start, holds a pattern, seen once a boot, that many ``times``; the last match.
 
         ``alive`` is asked now and then and at the end; what it returns, unless empty, is why waiting has become
-        pointless. Raises GuestFailure at once when the guest's kernel panics, in the last of so many boots, or ``alive``
-        says so.
+        pointless. Raises GuestFailure at once when the guest's kernel panics, in the last of so many boots, or
+        ``alive`` says so.
         """
         regex = re.compile(pattern.encode(), re.MULTILINE)
 

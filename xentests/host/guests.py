@@ -21,7 +21,7 @@ from xentests.host.xl import DomainInfo
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-READY = "^xentests: guest ready"
+READY = r"^\r?xentests: guest ready"  # the shim begins lines with a carriage return
 _SPOOL = "/run/xentests/guests"
 _CREATE_S = 90.0
 _UP_S = 180.0

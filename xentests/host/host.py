@@ -14,9 +14,10 @@ from xentests.deadline import Deadline, until
 from xentests.errors import CommandTimeout, HostHang, ProductFailure
 from xentests.host import boot, wake
 from xentests.host.agent import REQUEST, Agent
-from xentests.host.capabilities import Capabilities, Facts
+from xentests.host.capabilities import Capabilities
 from xentests.host.command import Commands, Result, Word, require, shown
 from xentests.host.console import Console
+from xentests.host.facts import Facts
 from xentests.host.files import Files
 from xentests.host.guests import Guests
 from xentests.host.inspect import TestinfraHost, inspector
