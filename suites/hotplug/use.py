@@ -53,6 +53,19 @@ def write_and_verify(disk: Device) -> str:
     return written
 
 
+def renew(disk: Device) -> tuple[int, str, str]:
+    """The guest reads a disk, writes it anew, forgets that and reads it again, in one command.
+
+    The disk's size in bytes, the checksum of what was there before, and of what is there now. AssertionError when it
+    read something else than it wrote.
+    """
+    read = _READ.format(disk.name)
+    words = disk.guest.succeed(f"cat /sys/block/{disk.name}/size; {read}; {_WRITE.format(disk.name)} && {read}").split()
+    size, found, written, again = words[0], *words[1::2]
+    assert again == written, f"{disk.name} of {disk.guest.name}: wrote {written[:16]}..., read {again[:16]}..."
+    return int(size) * 512, found, written
+
+
 def loses(guest: Guest, path: str) -> None:
     """Wait until the guest has such a file no more. Linux forgets a device a moment after xenstore has."""
     guest.wait_for(f"test -e {path}; echo $?", "1")

@@ -55,12 +55,9 @@ class RunRoot:
     _of_process: ClassVar[RunRoot | None] = None
 
     def __init__(self) -> None:
-        base = base_dir()
-        self.token = f"xt{secrets.token_hex(4)}"
-        self.path = base / self.token
-        self.path.mkdir(mode=0o700)
+        self.path, self._lock = _new_root()
+        self.token = self.path.name
         self._pid = os.getpid()
-        self._lock = _try_lock(self.path)
         self._numbers = itertools.count(1)
         self._kept = False
         # Blocked signals stay blocked over fork and exec: from its first instant no signal but SIGKILL ends the keeper.
@@ -122,8 +119,7 @@ class RunRoot:
             self._keeper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(5)
-        if self._lock is not None:
-            os.close(self._lock)
+        os.close(self._lock)
 
     def _tell(self, line: str) -> None:
         if self._keeper.stdin is not None:
@@ -186,6 +182,20 @@ def connect_kept(name: str) -> socket.socket:
     channel = socket.socket(socket.AF_UNIX)
     channel.connect(str(kept[name] / name.rpartition("-")[2] / "shell.sock"))
     return channel
+
+
+def _new_root() -> tuple[Path, int]:
+    """A new root and the lock that it is held by, for good: a run that starts just now may sweep it before it is."""
+    while True:
+        root = base_dir() / f"xt{secrets.token_hex(4)}"
+        root.mkdir(mode=0o700)
+        lock = _try_lock(root)
+        if lock is None:
+            continue
+        with contextlib.suppress(OSError):
+            if os.fstat(lock).st_ino == (root / _LOCK).stat().st_ino:
+                return root, lock
+        os.close(lock)
 
 
 def _try_lock(root: Path) -> int | None:
