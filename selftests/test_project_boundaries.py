@@ -34,6 +34,7 @@ RANKS = {
     "xentests.pytest_plugin": 6,
     "xentests.doctor": 6,
     "xentests.bench": 6,
+    "xentests.bench_guests": 6,
     "xentests.shell": 6,
     "xentests.cli": 7,
     "fixtures": 7,

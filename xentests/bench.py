@@ -1,5 +1,7 @@
 """``xentests bench``: how long a pristine host takes from the asking to the first answer, cloned and booted cold.
 
+What is measured of guests is in ``bench_guests``.
+
 Measures what a test sees: from the call to the answer of the first command in dom0, waking included. Between two
 measurements the lab is left alone until its next standby is made, as it is while a test runs.
 """
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from xentests import bench_guests
+from xentests.bench_guests import GuestFigures, Spread
 from xentests.errors import LabError
 from xentests.host.host import Host
 from xentests.lab.admission import private_mib
@@ -19,26 +23,6 @@ from xentests.session import Session, machine_of
 
 IDLE_S = 4
 """How long a clone idles before its memory is read."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Seconds over ``n`` measurements."""
-
-    min: float
-    median: float
-    max: float
-    n: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        """The spread of a list of seconds, rounded to milliseconds."""
-        return cls(
-            min=round(min(values), 3),
-            median=round(statistics.median(values), 3),
-            max=round(max(values), 3),
-            n=len(values),
-        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +37,7 @@ class Bench:
     clone_alone_s: Spread
     ratio: float
     private_mib: float
+    guests: GuestFigures
 
     def as_json(self) -> dict[str, object]:
         """The figures as JSON-able data."""
@@ -95,6 +80,7 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
     host.succeed("sleep", str(IDLE_S))
     memory = _memory(host)
     session.end(host)
+    guests = bench_guests.run(session, clones=clones, step=step)
     return Bench(
         release=session.options.release,
         arch=session.options.arch,
@@ -104,6 +90,7 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
         clone_alone_s=Spread.of(alone),
         ratio=round(cold_boot_s / statistics.median(ready), 1),
         private_mib=round(memory, 1),
+        guests=guests,
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,6 +26,9 @@ from xentests.lab.libvirt_driver import EMBED
 from xentests.lab.store import Store, default_cache_dir
 from xentests.release.arch import ARCHES
 from xentests.release.spec import DEFAULT_RELEASE
+
+if TYPE_CHECKING:
+    from xentests.bench_guests import Spread
 
 app = typer.Typer(
     help=__doc__.split(":")[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -123,7 +126,7 @@ def bench(
     artifacts: Artifacts = Path("artifacts"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure how long a pristine host takes, cloned and booted cold, and what memory a clone occupies."""
+    """Measure how long a pristine host takes, cloned and booted cold, its memory, and how soon guests answer."""
     from xentests import bench as bench_  # noqa: PLC0415
     from xentests.session import Options, Session  # noqa: PLC0415
 
@@ -139,11 +142,22 @@ def bench(
     table = Table("", *(f"{result.release} {result.arch} ({result.accelerator})" for result in results))
     table.add_row("cold boot to first answer", *(f"{result.cold_boot_s:.2f} s" for result in results))
     for title, name in (("clone to first answer", "clone_ready_s"), ("the same, no standby", "clone_alone_s")):
-        spreads = [getattr(result, name) for result in results]
-        table.add_row(title, *(f"{s.median:.3f} s ({s.min:.3f} to {s.max:.3f}, n={s.n})" for s in spreads))
+        table.add_row(title, *(_spread(getattr(result, name)) for result in results))
     table.add_row("times faster", *(f"{result.ratio:.0f}" for result in results))
     table.add_row("private memory, idle", *(f"{result.private_mib:.0f} MiB" for result in results))
+    for kind in ("pv", "pvh", "hvm"):
+        spreads = [result.guests.answer_s.get(kind) for result in results]
+        table.add_row(f"running {kind} guest to its answer", *(_spread(spread) for spread in spreads))
+    for kernel in ("vmlinux", "bzImage"):
+        spreads = [result.guests.create_s.get(kernel) for result in results]
+        table.add_row(f"xl create, {kernel}, to its answer", *(_spread(spread) for spread in spreads))
     out.print(table)
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "none"
+    return f"{spread.median:.3f} s ({spread.min:.3f} to {spread.max:.3f}, n={spread.n})"
 
 
 @app.command()

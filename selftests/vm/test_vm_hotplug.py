@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.hotplug import LOOP, NIC, RAW, growing, plugging
+from suites.hotplug import test_disks
 from suites.hotplug.test_memory import memory, reaches
 from suites.hotplug.use import bring_up, ping_and_verify
 from xentests.errors import CommandFailed
@@ -56,6 +57,25 @@ def test_dropped_packet(guest: Guest) -> None:
     guest.host.succeed("tc", "qdisc", "add", "dev", nic.name, "root", "netem", "loss", "100%", "limit", 1)
     with pytest.raises(AssertionError, match="answered="):
         ping_and_verify(nic, count=3)
+
+
+SPOILING = f"""#!/bin/sh
+# Spoils four bytes of the disk before the second attachment.
+[ $1 = remove ] || [ ! -e /run/attached ] || printf spoilt | dd of={LOOP.target} bs=1 seek=70001 conv=notrunc,fsync
+touch /run/attached
+exec /etc/xen/scripts/block.real "$@"
+"""
+
+
+def test_corrupted_block(guest: Guest) -> None:
+    """A few bytes that change behind the guest's back turn suites/hotplug's test of disks red."""
+    host, script = guest.host, "/etc/xen/scripts/block"
+    host.succeed("mv", script, f"{script}.real")
+    host.write_file(script, SPOILING.encode(), mode=0o755)
+    with pytest.raises(
+        AssertionError, match=r"<vbd 51728 of <guest guest .*> holds [0-9a-f]{16}\.\.\., was left with "
+    ):
+        test_disks.test_attach_use_detach(guest, "phy")
 
 
 def test_unknown_disk(guest: Guest) -> None:

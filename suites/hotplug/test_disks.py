@@ -59,7 +59,7 @@ def test_attach_use_detach(plugged: Guest, backend: str) -> None:
         assert device.number in plugged.devices.numbers("vbd")
         size, found, written = renew(device)
         assert size == SIZE_MIB << 20
-        assert found == last or not last
+        assert found == last or not last, f"{device} holds {found[:16]}..., was left with {last[:16]}..."
         last = written
         device.detach()
         loses(plugged, f"/dev/{device.name}")

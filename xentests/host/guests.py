@@ -222,6 +222,22 @@ class Guests:
         self.made[spec.name] = guest
         return guest
 
+    def freeze(self, spec: GuestSpec) -> None:
+        """Create a guest, and leave it in a state in which this host can be frozen with it.
+
+        A guest in the CPU's guest mode cannot be frozen while it runs there, so it is paused.
+        """
+        self.create(spec).wait_tick()
+        if spec.in_hardware:
+            self._host.succeed("xl", "pause", spec.name)
+
+    def thaw(self, spec: GuestSpec) -> Guest:
+        """The guest of a host that was frozen after ``freeze``, running."""
+        guest = self.attach(spec)
+        if spec.in_hardware:
+            self._host.succeed("xl", "unpause", spec.name)
+        return guest
+
     def destroy(self, guest: Guest) -> None:
         """Destroy a guest and forget it."""
         guest.destroy()
