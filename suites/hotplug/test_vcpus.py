@@ -18,6 +18,11 @@ _BUSY = "awk '/^cpu{0} / {{ print $2 + $4 }}' /proc/stat"
 _WORK = "taskset {1} sh -c 'i=0; while [ $i -lt 6000 ]; do i=$((i+1)); done; echo done $i'"
 
 
+def set_vcpus(guest: Guest, number: int) -> None:
+    """Have the toolstack give a guest so many vCPUs, also more than the host has CPUs."""
+    guest.host.succeed("xl", "vcpu-set", "--ignore-host", guest.name, number)
+
+
 def online(guest: Guest) -> list[str]:
     """The states of the guest's vCPUs, as Xen has them: ``xl vcpu-list``; one that is not online is ``--p``."""
     text = guest.xl("vcpu-list").text
@@ -45,13 +50,13 @@ def test_up_and_down(plugged: Guest) -> None:
     docs/man/xl.1, vcpu-set: "the highest number VCPUs will be hotplug removed".
     """
     for _ in range(TIMES if plugged.spec.kind == "pv" else SOME_TIMES):
-        plugged.xl("vcpu-set", VCPUS)
+        set_vcpus(plugged, VCPUS)
         plugged.wait_for(_BRING_ONLINE, "0-1")
         assert works(plugged, 0)
         assert works(plugged, 1)
         assert told(plugged) == ["online", "online"]
         assert "--p" not in online(plugged)
-        plugged.xl("vcpu-set", 1)
+        set_vcpus(plugged, 1)
         plugged.wait_for(_ONLINE, "0")
         assert told(plugged) == ["online", "offline"]
         assert online(plugged)[1] == "--p"
@@ -63,16 +68,27 @@ def test_up_and_down_by_acpi(plugged: Guest) -> None:
 
     docs/man/xl.1, vcpu-set: "the highest number VCPUs will be hotplug removed".
     """
-    plugged.xl("vcpu-set", VCPUS)
+    set_vcpus(plugged, VCPUS)
     plugged.wait_for(_BRING_ONLINE, "0-1")
     assert works(plugged, 0)
     assert works(plugged, 1)
-    plugged.xl("vcpu-set", 1)
+    set_vcpus(plugged, 1)
     assert told(plugged) == ["online", "offline"]
     plugged.wait_tick()
     if plugged.succeed(_ONLINE) == "0-1":
         pytest.xfail("libxl has QEMU add CPUs only (libxl_domain.c, libxl_set_vcpuonline), so an HVM guest keeps them")
     assert online(plugged)[1] == "--p"
+
+
+@only("pv")
+def test_more_than_the_host_has(plugged: Guest) -> None:
+    """More vCPUs than the host has CPUs are refused unless that is insisted on, and nothing changes.
+
+    docs/man/xl.1, vcpu-set: "--ignore-host: Ignore the physical CPU count of the host".
+    """
+    refused = plugged.host.fail("xl", "vcpu-set", plugged.name, VCPUS)
+    assert "overcommmitting" in refused.stderr.decode()
+    assert told(plugged) == ["online", "offline"]
 
 
 @pytest.mark.parametrize("number", [0, VCPUS + 1], ids=["none", "too-many"])

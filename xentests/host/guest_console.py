@@ -23,7 +23,6 @@ from xentests.text import clean, tail
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
-    from xentests.host.job import Job
 
 PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 _SLICE_S = 0.25
@@ -50,7 +49,7 @@ class GuestConsole:
         self._host = host
         self._name = name
         self._spawn: SocketSpawn[bytes] | None = None
-        self._job: Job | None = None
+        self._bridge: int | None = None  # its process id in dom0
         free = [port for port in PORTS if port not in host.console_ports]
         if not free:
             raise LabFull(f"{host.name}: all {len(PORTS)} console ports are in use: close a guest's console first")
@@ -72,7 +71,7 @@ class GuestConsole:
         # Bytes, since pexpect's socket class does not decode what it reads. searchwindowsize stays unset: every search
         # sees all that was not matched yet.
         self._spawn = SocketSpawn(channel)
-        self._job = self._host.start("sh", "-c", _BRIDGE, "bridge", self._port, domid)
+        self._bridge = self._host.launch("sh", "-c", _BRIDGE, "bridge", self._port, domid)
 
     def send(self, text: str) -> None:
         """Type on the guest's console."""
@@ -123,11 +122,12 @@ class GuestConsole:
 
     def close(self) -> None:
         """End the dialogue and give the port back; the guest notices nothing."""
-        job, self._job = self._job, None
-        if job is not None:
+        bridge, self._bridge = self._bridge, None
+        if bridge is not None:
             # A dead host has nothing left to end, and whoever asks it next is told.
             with contextlib.suppress(HypervisorCrash, HostHang, DomainGone):
-                job.kill()
+                if self._host.ended(bridge) is None:
+                    self._host.run("kill", "-KILL", bridge)
         spawn, self._spawn = self._spawn, None
         if spawn is not None:
             with contextlib.suppress(OSError):  # QEMU was quicker
@@ -141,7 +141,7 @@ class GuestConsole:
 
     def _failure(self, what: str) -> GuestFailure:
         pending = _text(self._spawn.before) if self._spawn is not None else ""
-        bridge = self._job.poll() if self._job is not None else None
+        bridge = self._host.ended(self._bridge) if self._bridge is not None else None
         ended = f"\nThe bridge in dom0 has ended: {bridge}" if bridge is not None else ""
         return GuestFailure(
             f"guest {self._name} on {self._host.name}: {what}. Last text:\n{tail(pending) or '(nothing)'}{ended}\n"

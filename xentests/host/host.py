@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from xentests.deadline import Deadline, until
-from xentests.errors import CommandTimeout, HostHang, ProductFailure
+from xentests.errors import CommandFailed, CommandTimeout, HostHang, ProductFailure
 from xentests.host import boot, wake
 from xentests.host.agent import REQUEST, Agent
 from xentests.host.capabilities import Capabilities
@@ -106,6 +106,18 @@ class Host:
     def start(self, *argv: Word) -> Job:
         """Start a program in dom0 and leave it running."""
         return Job(self.name, self._commands, self.files, self.console, argv)
+
+    def launch(self, *argv: Word) -> int:
+        """Start a program in dom0 and leave it to itself; its process id. Three programs quicker than ``start``."""
+        words = tuple(str(word) for word in argv)
+        pid = self._commands.spawn(words, capture=False)
+        if isinstance(pid, Result):
+            raise CommandFailed(str(pid))
+        return pid
+
+    def ended(self, pid: int) -> Result | None:
+        """How a program that was launched has ended, once; None while it runs."""
+        return self._commands.poll(pid, (f"process {pid}",), 0.0)
 
     def read_file(self, path: str) -> bytes:
         """A file of dom0. Raises CommandFailed."""
