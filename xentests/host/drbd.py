@@ -29,18 +29,24 @@ _SETTLE_S = 60.0
 _HOSTS = (Identity(1), Identity(2))
 
 # The longest that an emulated machine may be silent before its peer gives it up, and with it the longest that a cut
-# link holds up a writer. `timeout` (tenths of seconds) has to be below the other two (seconds).
+# link holds up a writer. `timeout` (tenths of seconds) has to be below the next two (seconds). A resync is not to be
+# slowed for the writer's sake, as it is by default to some 1 MiB/s.
 _CONFIG = f"""
 resource {NAME} {{
-    net {{ protocol C; timeout 40; ping-int 5; connect-int 5; ping-timeout 30; }}
+    net {{ protocol C; timeout 40; ping-int 5; connect-int 5; ping-timeout 30; socket-check-timeout 5; }}
+    disk {{ c-plan-ahead 0; resync-rate 20M; c-min-rate 20M; }}
     device {DEVICE};
     disk {_LOOP};
     meta-disk internal;
 {"".join(f"    on {host.name} {{ address {host.address}:{_PORT}; }}{chr(10)}" for host in _HOSTS)}}}
 """
+# The user's guide has disable_sendpage set where guests use DRBD ("Setting DRBD module parameters for use with Xen").
+# Without, TCP sends from the guest's own pages, and keeps those that were under way when a link failed for ever: since
+# Linux 151c9c724d05 a kernel's socket that is closed sends nothing again. Detaching the disk then never ends, and with
+# it stands still all else that dom0's xenbus does (gnttab_unmap_refs_sync).
 _PREPARE = f"""
 set -e
-modprobe drbd
+modprobe drbd disable_sendpage=1
 mkdir -p /var/lib/xentests /var/lib/drbd /run/drbd
 truncate -s {SIZE_MIB}M {_FILE}
 losetup {_LOOP} {_FILE}
