@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAME = "r0"
 DEVICE = "/dev/drbd0"
 SIZE_MIB = 16
-_FILE = "/var/lib/xentests/replica"
+FILE = "/var/lib/xentests/replica"
 _LOOP = "/dev/loop6"
 _PORT = 7788
 _SETTLE_S = 60.0
@@ -48,8 +48,8 @@ _PREPARE = f"""
 set -e
 modprobe drbd disable_sendpage=1
 mkdir -p /var/lib/xentests /var/lib/drbd /run/drbd
-truncate -s {SIZE_MIB}M {_FILE}
-losetup {_LOOP} {_FILE}
+truncate -s {SIZE_MIB}M {FILE}
+losetup {_LOOP} {FILE}
 hostname {_HOSTS[0].name}
 drbdadm create-md --force {NAME}
 hostname dom0
@@ -130,7 +130,7 @@ class Replica:
     def stored(self) -> str:
         """SHA-256 of what is below the device, metadata left out: whatever its state, and whoever uses it."""
         size = f"$(($(cat /sys/block/{DEVICE.rpartition('/')[2]}/size) * 512))"
-        return self.host.succeed("sh", "-c", f"sync; head -c {size} {_FILE} | sha256sum", timeout_s=60).text.split()[0]
+        return self.host.succeed("sh", "-c", f"sync; head -c {size} {FILE} | sha256sum", timeout_s=60).text.split()[0]
 
 
 class Drbd:
