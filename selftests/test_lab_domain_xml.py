@@ -32,8 +32,10 @@ CASES = {
     "amd64-kvm": (Machine("amd64", cpus=4, memory_mib=2048, xen_args=("sched=rtds",)), COLD, "kvm"),
     "amd64-vendor": (Machine("amd64", cpu_model="Nehalem,vendor=AuthenticAMD,+svm,+npt"), COLD, "tcg"),
     "amd64-usb": (Machine("amd64", usb_sticks=2), CLONE, "tcg"),
+    "amd64-link": (Machine("amd64", link=True), CLONE, "tcg"),
     "arm64-cold": (Machine("arm64"), COLD, "tcg"),
     "arm64-clone-gicv2": (Machine("arm64", gic_version=2), CLONE, "tcg"),
+    "arm64-link": (Machine("arm64", link=True), CLONE, "tcg"),
 }
 
 

@@ -128,6 +128,16 @@ TABLE: tuple[Definition, ...] = (
             lambda facts: facts.module("iscsi_target_mod", "CONFIG_ISCSI_TARGET"),
         ),
     ),
+    Definition(
+        "drbd",
+        "dom0 has DRBD, and the script that gives its resources to guests",
+        "dom0's programs, modules and files",
+        both(
+            lambda facts: facts.program("drbdadm"),
+            lambda facts: facts.module("drbd", "CONFIG_BLK_DEV_DRBD"),
+            lambda facts: facts.file("/etc/xen/scripts/block-drbd"),
+        ),
+    ),
     Definition("vmx", "the CPU has VMX", "xl info: hw_caps", lambda facts: facts.cpu_bit(1, 5, "VMX")),
     Definition("svm", "the CPU has SVM", "xl info: hw_caps", lambda facts: facts.cpu_bit(3, 2, "SVM")),
     Definition("vmtrace", "processor trace of guests", "xl info: virt_caps", lambda facts: facts.virt_cap("vmtrace")),

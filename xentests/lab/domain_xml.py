@@ -24,6 +24,12 @@ _ARM64_INITRD_AT = 0x4E000000
 ARM64_KERNEL_ROOM = _ARM64_INITRD_AT - _ARM64_KERNEL_AT
 """Bytes that an arm64 dom0 kernel may have; a larger one would be written over by the initrd."""
 
+# A slot that libvirt, which does not know of this device, gives to none of its own.
+_NIC = {
+    "amd64": "virtio-net-pci,netdev=link,bus=pcie.0,addr=0x1e,romfile=",
+    "arm64": "virtio-net-device,netdev=link",
+}
+
 
 @dataclass(frozen=True)
 class BootFiles:
@@ -53,6 +59,16 @@ class DomainFiles:
     def stick(self, number: int) -> Path:
         """The image of one USB stick."""
         return self.disk.with_name(stick_file(number))
+
+    @property
+    def link(self) -> Path:
+        """The datagram socket on which the machine's network interface receives; QEMU makes it."""
+        return self.sockets / "link"
+
+    @property
+    def peer(self) -> Path:
+        """Where that interface sends to: nothing, until ``lab.link`` makes it lead to another machine's ``link``."""
+        return self.sockets / "peer"
 
     def socket(self, name: str) -> Path:
         """The unix socket of one channel: the serial line ``console``, the dom0 ``shell`` or a virtio port."""
@@ -190,9 +206,13 @@ def _usb(devices: ET.Element, machine: Machine, files: DomainFiles) -> None:
 
 
 def _listen(parent: ET.Element, path: Path) -> None:
+    ET.SubElement(parent, "source", {"mode": "bind", "path": _short(path)})
+
+
+def _short(path: Path) -> str:
     if len(str(path)) > 107:
         raise UsageError(f"{path}: longer than the 107 bytes of a unix socket's path; set TMPDIR to a shorter one")
-    ET.SubElement(parent, "source", {"mode": "bind", "path": str(path)})
+    return str(path)
 
 
 def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: DomainFiles) -> None:
@@ -216,8 +236,16 @@ def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: Do
         option("-object", _memory(machine, files.memory, share), "-machine", "memory-backend=xentests.ram")
     if machine.timing == "deterministic":
         option("-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01T00:00:00,clock=vm")
+    if machine.link:
+        option("-netdev", _dgram(files), "-device", _NIC[machine.arch])
     if files.incoming:
         option("-incoming", "defer")
+
+
+def _dgram(files: DomainFiles) -> str:
+    # A frame is a datagram (QEMU 7.2 and later); one that nobody can receive is lost, as on a cut cable.
+    local, remote = _commas(_short(files.link)), _commas(_short(files.peer))
+    return f"dgram,id=link,local.type=unix,local.path={local},remote.type=unix,remote.path={remote}"
 
 
 def _loader(address: int, kind: str, path: Path, arguments: str = "") -> str:

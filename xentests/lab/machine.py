@@ -42,7 +42,7 @@ class Machine:
     instructions alone. ``cpus`` is 2, or 1 where timing is deterministic, unless given; ``dom0_vcpus`` how many of them
     dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
-    ``N`` has the serial number ``stickN``.
+    ``N`` has the serial number ``stickN``. ``link`` gives it a network interface whose cable is ``lab.link``'s.
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -57,6 +57,7 @@ class Machine:
     xen_args: tuple[str, ...] = ()
     dom0_args: tuple[str, ...] = ()
     usb_sticks: int = 0
+    link: bool = False
     resident_mib: int | None = None
 
     def __post_init__(self) -> None:
