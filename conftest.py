@@ -6,5 +6,6 @@ pytest_plugins = [
     "fixtures.hosts",
     "fixtures.guests",
     "fixtures.hotplug",
+    "fixtures.pci",
     "fixtures.payloads",
 ]
