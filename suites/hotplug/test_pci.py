@@ -70,7 +70,7 @@ def test_assignable(pci_host: Host) -> None:
     """A device is assignable exactly from being added to being removed, and goes back to its driver if asked for that.
 
     docs/man/xl.1, pci-assignable-list, pci-assignable-add and pci-assignable-remove: "If the -r option is specified,
-    xl will also attempt to re-bind the device to its original driver".
+    it will also attempt to re-bind the device to its original driver".
     """
     dom0 = Dom0Pci(pci_host)
     assert not dom0.assignable()
@@ -215,7 +215,7 @@ def test_refusals(pci: GuestPci) -> None:
 def test_card_of_a_guest_stays_with_it(pci: GuestPci) -> None:
     """dom0 does not get back a card by `pci-assignable-remove` while a guest has it, and the guest's works on.
 
-    docs/man/xl.1, pci-assignable-remove: "Make a device non-assignable"; of one that a guest has it says nothing.
+    docs/man/xl.1, pci-assignable-remove, which is silent on a device that a guest has.
     """
     host = pci.guest.host
     give(pci, CARD)
@@ -230,8 +230,7 @@ def test_card_of_a_guest_stays_with_it(pci: GuestPci) -> None:
 def test_guest_without_passthrough(pci: GuestPci) -> None:
     """A guest that was made without tables in the IOMMU is given no device, and nothing is left of the attempt.
 
-    docs/man/xl.cfg.5, "passthrough": "disabled: IOMMU mappings are disabled for the domain and so hardware cannot be
-    passed through".
+    docs/man/xl.cfg.5, "passthrough": "disabled" is the default of a domain that is created without devices.
     """
     host = pci.guest.host
     other = host.guests.create(pci_guest("pv", name="other", passthrough=False))
@@ -248,9 +247,9 @@ def test_guest_without_passthrough(pci: GuestPci) -> None:
 
 @pytest.mark.needs("pv", "pci-frontend")
 def test_without_an_iommu(hosts: Hosts, one_cpu: Machine) -> None:
-    """Where there is no IOMMU a guest is given no device, is told so, and dom0 gets its own back.
+    """Where there is no IOMMU a guest is given no device: xl says so, and nothing is left of the attempt.
 
-    docs/man/xl.1, pci-attach: "Hot-plug a new pass-through pci device"; docs/man/xl.cfg.5, "passthrough".
+    docs/man/xl.1, pci-attach; docs/man/xl.cfg.5, "passthrough".
     """
     host = hosts.pristine(machine=one_cpu.with_(pci_nics=NICS), prepared=CARDS)
     guest = host.guests.create(pci_guest("pv", passthrough=False))
