@@ -79,7 +79,7 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused() -> None:
         ("memory_mib", 512, "no room for Xen"),
         ("usb_sticks", 5, "4 ports"),
         ("pci_nics", 5, "4 is the most"),
-        ("iommu", "other", "intel or amd"),
+        ("iommu", "other", "intel, or none"),
         ("timing", "sloppy", "fast or deterministic"),
     ],
 )

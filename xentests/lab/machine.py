@@ -11,7 +11,7 @@ from xentests.errors import UsageError
 from xentests.release.arch import Arch
 
 Timing = Literal["fast", "deterministic"]
-Iommu = Literal["", "intel", "amd"]
+Iommu = Literal["", "intel"]
 
 GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
 """The virtio-serial port on which qemu-ga listens in dom0."""
@@ -54,7 +54,8 @@ class Machine:
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
     ``N`` has the serial number ``stickN``.
     ``pci_nics`` cards (x86-64 only; Intel 82540EM) are on one Ethernet that nothing else is on, the first in PCI's slot
-    ``PCI_NIC_SLOT``; their addresses are those of ``nic_mac``. ``iommu`` (x86-64 only) is an IOMMU of that vendor.
+    ``PCI_NIC_SLOT``; their addresses are those of ``nic_mac``. ``iommu`` (x86-64 only) is an IOMMU of that vendor:
+    Intel's, which Xen uses with any CPU (QEMU's of AMD's takes the PCI slot of libvirt's root ports).
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -97,8 +98,8 @@ class Machine:
             raise UsageError(f"usb_sticks={self.usb_sticks}: dom0 on {self.arch} has no PCI, so no USB controller")
         if not 0 <= self.pci_nics <= 4:
             raise UsageError(f"pci_nics={self.pci_nics}: 4 is the most that have interrupts of their own")
-        if self.iommu not in ("", "intel", "amd"):
-            raise UsageError(f"iommu={self.iommu!r}: intel or amd")
+        if self.iommu not in ("", "intel"):
+            raise UsageError(f"iommu={self.iommu!r}: intel, or none")
         if (self.pci_nics or self.iommu) and self.arch != "amd64":
             raise UsageError(f"pci_nics, iommu: dom0 on {self.arch} has no PCI")
 
