@@ -7,5 +7,6 @@ pytest_plugins = [
     "fixtures.guests",
     "fixtures.hotplug",
     "fixtures.pairs",
+    "fixtures.pci",
     "fixtures.payloads",
 ]

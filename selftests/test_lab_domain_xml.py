@@ -33,6 +33,7 @@ CASES = {
     "amd64-vendor": (Machine("amd64", cpu_model="Nehalem,vendor=AuthenticAMD,+svm,+npt"), COLD, "tcg"),
     "amd64-usb": (Machine("amd64", usb_sticks=2), CLONE, "tcg"),
     "amd64-link": (Machine("amd64", link=True), CLONE, "tcg"),
+    "amd64-pci": (Machine("amd64", pci_nics=2, iommu="intel"), CLONE, "tcg"),
     "arm64-cold": (Machine("arm64"), COLD, "tcg"),
     "arm64-clone-gicv2": (Machine("arm64", gic_version=2), CLONE, "tcg"),
     "arm64-link": (Machine("arm64", link=True), CLONE, "tcg"),
@@ -79,6 +80,8 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused() -> None:
         ("cpus", 65, "1 to 64"),
         ("memory_mib", 512, "no room for Xen"),
         ("usb_sticks", 5, "4 ports"),
+        ("pci_nics", 5, "4 is the most"),
+        ("iommu", "other", "intel, or none"),
         ("timing", "sloppy", "fast or deterministic"),
     ],
 )

@@ -157,6 +157,19 @@ class Facts:
         known = self._host.run(self.qemu, "-device", f"{name},help").exit_code == 0
         return None if known else Reason("not built", f"QEMU has no device {name} ({option})")
 
+    def qemu_protocol(self, name: str, option: str) -> Reason | None:
+        """A reader's answer for a protocol of that QEMU's block layer, which it has when built with ``option``.
+
+        An address that leads nowhere is opened: one that has no driver is refused before anything is tried.
+        """
+        if reason := self.device_model():
+            return reason
+        words = ("-machine", "none", "-display", "none", "-drive", f"if=none,format=raw,file={name}://127.0.0.1:1/x/0")
+        said = clean(self._host.run(self.qemu, *words).stderr, limit=200).strip().replace("\n", "; ")
+        if "connect" in said:
+            return None
+        return Reason("not built", f"QEMU's block driver for {name}:// ({option}): {said or 'it says nothing'}")
+
     def module(self, name: str, option: str) -> Reason | None:
         """A reader's answer for a module of dom0's kernel, or one built for it with the image."""
         if self._host.run("modprobe", "-n", "-q", name).exit_code == 0:

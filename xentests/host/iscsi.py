@@ -46,6 +46,11 @@ class Target:
         """As a disk's ``target`` with Xen's script block-iscsi."""
         return f"iqn={self.iqn},portal={PORTAL}"
 
+    @property
+    def url(self) -> str:
+        """As QEMU's own initiator has it: iscsi://PORTAL/IQN/LUN."""
+        return f"iscsi://{PORTAL}/{self.iqn}/0"
+
 
 class Iscsi:
     """Target and initiator of one host."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xentests.errors import UsageError
-from xentests.lab.machine import GUEST_AGENT_PORT, GUEST_CONSOLE_PORTS, Machine
+from xentests.lab.machine import GUEST_AGENT_PORT, GUEST_CONSOLE_PORTS, PCI_NIC_SLOT, Machine, nic_mac
 
 QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
 SHELL_PORT = "shell"
@@ -231,6 +231,13 @@ def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: Do
     for change in machine.cpu_model.split(","):
         if change.startswith("vendor="):
             option("-cpu", machine.cpu_model)
+    if machine.iommu:
+        option("-device", f"{machine.iommu}-iommu")
+    for number in range(machine.pci_nics):
+        # On the root complex, where a device has no bridge above it that would have to go to the guest with it.
+        option("-netdev", f"hubport,id=pcinet{number},hubid=1")
+        slot, mac = PCI_NIC_SLOT + number, nic_mac(number)
+        option("-device", f"e1000,netdev=pcinet{number},mac={mac},bus=pcie.0,addr={slot:#x}")
     if files.memory is not None:
         share = "on" if files.memory_shared else "off"
         option("-object", _memory(machine, files.memory, share), "-machine", "memory-backend=xentests.ram")

@@ -11,12 +11,17 @@ from xentests.errors import UsageError
 from xentests.release.arch import Arch
 
 Timing = Literal["fast", "deterministic"]
+Iommu = Literal["", "intel"]
 
 GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
 """The virtio-serial port on which qemu-ga listens in dom0."""
 
 USB_STICK_MIB = 16
 """Size of each emulated USB stick, in MiB; blank when a machine is booted."""
+
+PCI_NIC_SLOT = 0x10
+"""Where the first emulated NIC is on PCI's bus 0. libvirt fills that bus from its low slots; four in a row have four
+interrupt pins of the chip set."""
 
 GUEST_CONSOLE_PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 """virtio-serial ports free for guests' consoles, bridged to ``xl console`` in dom0."""
@@ -33,6 +38,11 @@ _CPU_MODELS: dict[str, str] = {"amd64": "qemu64,+svm,+npt", "arm64": "cortex-a57
 _CPUS: dict[Timing, int] = {"fast": 2, "deterministic": 1}
 
 
+def nic_mac(number: int) -> str:
+    """The address of an emulated NIC, in the range that QEMU's makers use for machines."""
+    return f"52:54:00:00:01:{number:02x}"
+
+
 @dataclass(frozen=True)
 class Machine:
     """One emulated machine and the command lines it is booted with.
@@ -43,6 +53,10 @@ class Machine:
     dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
     ``N`` has the serial number ``stickN``. ``link`` gives it a network interface whose cable is ``lab.link``'s.
+    ``N`` has the serial number ``stickN``.
+    ``pci_nics`` cards (x86-64 only; Intel 82540EM) are on one Ethernet that nothing else is on, the first in PCI's slot
+    ``PCI_NIC_SLOT``; their addresses are those of ``nic_mac``. ``iommu`` (x86-64 only) is an IOMMU of that vendor:
+    Intel's, which Xen uses with any CPU (QEMU's of AMD's takes the PCI slot of libvirt's root ports).
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -58,6 +72,8 @@ class Machine:
     dom0_args: tuple[str, ...] = ()
     usb_sticks: int = 0
     link: bool = False
+    pci_nics: int = 0
+    iommu: Iommu = ""
     resident_mib: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +98,12 @@ class Machine:
             raise UsageError(f"usb_sticks={self.usb_sticks}: the controller has 4 ports")
         if self.usb_sticks and self.arch != "amd64":
             raise UsageError(f"usb_sticks={self.usb_sticks}: dom0 on {self.arch} has no PCI, so no USB controller")
+        if not 0 <= self.pci_nics <= 4:
+            raise UsageError(f"pci_nics={self.pci_nics}: 4 is the most that have interrupts of their own")
+        if self.iommu not in ("", "intel"):
+            raise UsageError(f"iommu={self.iommu!r}: intel, or none")
+        if (self.pci_nics or self.iommu) and self.arch != "amd64":
+            raise UsageError(f"pci_nics, iommu: dom0 on {self.arch} has no PCI")
 
     @property
     def reserved_mib(self) -> int:
@@ -112,6 +134,8 @@ class Machine:
             "conring_size=256k",
             "bootscrub=0",
             "noreboot",
+            # VT-d beside AMD's nested paging: Xen takes the one's tables for the other's, as an Intel CPU could share.
+            *(["iommu=no-sharept"] if self.iommu == "intel" else []),
         ]
         return " ".join([*words, *self.xen_args])
 
