@@ -38,7 +38,8 @@ PAIRS = [
 
 def _marks(kind: str, backend: str) -> list[pytest.MarkDecorator]:
     needs = {"pv": "pv", "pvh": "pvh", "hvm": "hvm-guests"}[kind]
-    return [pytest.mark.needs(needs, *(["qdisk"] if backend in ("raw", "qcow2") else []))]
+    marks = [pytest.mark.needs(needs, *(["qdisk"] if backend in ("raw", "qcow2") else []))]
+    return [*marks, pytest.mark.long] if kind != "pv" and (kind, backend) in OFTEN else marks
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,7 @@ def test_back_end_dies_while_the_guest_writes(plugged: Guest) -> None:
     assert [domain.name for domain in plugged.host.xl.list()] == ["Domain-0"]
 
 
+@pytest.mark.long
 @only("hvm")
 def test_cdrom_is_changed(plugged: Guest) -> None:
     """Two disks are inserted by turns, 20 times, and read; the drive is empty after an eject.

@@ -134,6 +134,7 @@ def test_data_is_on_both_hosts(site: Site) -> None:
     assert read_back(site.b.guest.devices.attach(DISK)) == data
 
 
+@pytest.mark.long
 def test_roles_follow_the_disk(site: Site) -> None:
     """A host is primary exactly while its guest has the disk; rounds of it leave nothing behind, and lose no data.
 
@@ -155,6 +156,7 @@ def test_roles_follow_the_disk(site: Site) -> None:
     site.content()
 
 
+@pytest.mark.long
 def test_disk_from_the_beginning(site: Site) -> None:
     """A guest that is created with a replicated disk has it, and its end makes the host secondary again.
 
@@ -175,6 +177,7 @@ def test_disk_from_the_beginning(site: Site) -> None:
     assert read_back(site.b.guest.devices.attach(DISK)) == data
 
 
+@pytest.mark.long
 def test_link_is_cut_while_the_guest_writes(site: Site) -> None:
     """The guest does not notice that the link is cut, nor that it is mended: the other replica then catches up.
 
@@ -201,6 +204,7 @@ def test_link_is_cut_while_the_guest_writes(site: Site) -> None:
     assert site.content() == seen
 
 
+@pytest.mark.long
 def test_disk_is_detached_while_the_link_is_cut(site: Site) -> None:
     """A disk that was written to when the link was cut can be detached, and nothing is left of it.
 
@@ -223,6 +227,7 @@ def test_disk_is_detached_while_the_link_is_cut(site: Site) -> None:
     site.content()
 
 
+@pytest.mark.long
 def test_other_host_takes_over(site: Site) -> None:
     """When a host is out of reach, a guest of the other gets the disk with all that had been written.
 
@@ -251,6 +256,7 @@ def test_other_host_takes_over(site: Site) -> None:
     assert (read_back(disk), read_back(taken)) == (mine, other)
 
 
+@pytest.mark.long
 def test_other_host_has_the_disk(site: Site) -> None:
     """A disk that a guest of the other host has is refused, with DRBD's reason in the log, and nothing is left of it.
 

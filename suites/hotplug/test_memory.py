@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import pytest
+
 from fixtures.hotplug import MAX_MIB, START_MIB
 from suites.hotplug.use import SOME_TIMES, TIMES
 from xentests.host.guests import Guest
@@ -130,6 +132,7 @@ def test_dom0_keeps_its_floor(xen_host: Host) -> None:
     assert [domain.memory_mib for domain in xen_host.xl.list()] == before
 
 
+@pytest.mark.long
 def test_target_under_pressure(plugged: Guest) -> None:
     """A guest that is short of memory, and takes and frees some all the time, balloons and loses nothing that it keeps.
 

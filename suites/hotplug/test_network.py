@@ -60,13 +60,13 @@ def test_data_to_dom0_and_back(plugged: Guest) -> None:
 
 
 @pytest.mark.needs("pv")
-def test_data_to_another_guest(hosts: Hosts) -> None:
+def test_data_to_another_guest(hosts: Hosts, one_cpu: Machine) -> None:
     """Two guests with interfaces on one bridge reach each other: packets are counted, data arrives as it was sent.
 
     docs/man/xl-network-configuration.5, bridge.
     """
     specs = [growing("pv", qdisk=False, name=name) for name in ("guest", "other")]
-    made = hosts.pristine(prepared=plugging(*specs)).guests.made
+    made = hosts.pristine(machine=one_cpu, prepared=plugging(*specs)).guests.made
     guest, other = made["guest"], made["other"]
     near = guest.devices.attach(NIC)
     bring_up(near, ADDRESS)

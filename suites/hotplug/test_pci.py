@@ -114,6 +114,7 @@ def test_attach_use_detach(pci: GuestPci) -> None:
     host.leaks.check(before)
 
 
+@pytest.mark.long
 def test_data_both_ways(pci: GuestPci) -> None:
     """A MiB each way through a guest's card arrives as it was sent.
 
@@ -130,6 +131,7 @@ def test_data_both_ways(pci: GuestPci) -> None:
     assert dom0.in_peer("sh", "-c", f"busybox {_FETCH.format(ADDRESS)}", timeout_s=60).text.strip() == sent
 
 
+@pytest.mark.long
 def test_two_cards(pci: GuestPci) -> None:
     """A second card comes beside the first, and works on when the first has gone.
 
@@ -150,6 +152,7 @@ def test_two_cards(pci: GuestPci) -> None:
     ping_and_verify(pci, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", PCI_KINDS)
 def test_from_the_beginning(pci_host: Host, kind: Kind) -> None:
     """A guest that is created with a card uses it, and its end gives the card back.
@@ -226,6 +229,7 @@ def test_card_of_a_guest_stays_with_it(pci: GuestPci) -> None:
     ping_and_verify(pci, 0)
 
 
+@pytest.mark.long
 @only_pci("pv")
 def test_guest_without_passthrough(pci: GuestPci) -> None:
     """A guest that was made without tables in the IOMMU is given no device, and nothing is left of the attempt.

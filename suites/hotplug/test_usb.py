@@ -50,10 +50,11 @@ HVM = GuestSpec(kind="hvm", memory_mib=160)
 QDISK = "/var/tmp/qdisk.img"
 QUSB = GuestSpec(kind="pv", disks=(Disk(QDISK, vdev="xvdz", backend="qdisk"),))
 PV = GuestSpec(kind="pv")
+LONG = [pytest.mark.needs("hvm-guests"), pytest.mark.long]
 WAYS = (
-    pytest.param(Way(HVM, "devicemodel", 1, 2), id="hvm-uhci", marks=pytest.mark.needs("hvm-guests")),
+    pytest.param(Way(HVM, "devicemodel", 1, 2), id="hvm-uhci", marks=LONG),
     pytest.param(Way(HVM, "devicemodel", 2, 6), id="hvm-ehci", marks=pytest.mark.needs("hvm-guests")),
-    pytest.param(Way(HVM, "devicemodel", 3, 15), id="hvm-xhci", marks=pytest.mark.needs("hvm-guests")),
+    pytest.param(Way(HVM, "devicemodel", 3, 15), id="hvm-xhci", marks=LONG),
     pytest.param(Way(QUSB, "qusb", 2, 4), id="pv-qusb", marks=pytest.mark.needs("pv", "pvusb-frontend")),
     pytest.param(
         Way(PV, "pv", 2, 4), id="pv-kernel", marks=pytest.mark.needs("pv", "pvusb-frontend", "pvusb-kernel-backend")
@@ -149,6 +150,7 @@ def test_data_through_a_stick(usb: GuestUsb, way: Way) -> None:
 ONE_EACH = [way for way in WAYS if way.id in ("hvm-ehci", "pv-qusb", "pv-kernel")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ONE_EACH)
 def test_rounds(usb: GuestUsb, way: Way) -> None:
     """Plugged in and pulled out again and again, the guest sees a stick each time, and nothing is left in dom0.
@@ -168,6 +170,7 @@ def test_rounds(usb: GuestUsb, way: Way) -> None:
     host.leaks.check(before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ONE_EACH)
 def test_two_devices(usb: GuestUsb, way: Way) -> None:
     """Two sticks on one controller are told apart: by usb-list, by xenstore, and by the guest.
