@@ -110,8 +110,9 @@ def test_rate_limit_holds(hosts: Hosts, machine: Machine) -> None:
     steady = machine.with_(timing="deterministic", cpus=1)
     guest = hosts.pristine(machine=steady, prepared=plugging(spec)).guests.made[spec.name]
     bring_up(guest.devices.attach(dataclasses.replace(NIC, rate="1MB/s@20ms")), ADDRESS)
-    sink = guest.host.start("sh", "-c", f"busybox nc -l -p {PORT} -s {HOST_ADDRESS} </dev/null | wc -c")
-    guest.host.wait_until_succeeds("grep", "-q", f":{PORT:04X} ", "/proc/net/tcp", timeout_s=20)
+    # Its own input stays open: at its end it would tell the sender so, which then stops.
+    sink = guest.host.start("sh", "-c", f"mkfifo /run/open; busybox nc -l -p {PORT} <>/run/open | wc -c")
+    guest.host.wait_until_succeeds("grep", "-q", f":{PORT:04X} ", "/proc/net/tcp", "/proc/net/tcp6", timeout_s=20)
     began, ended = (float(word) for word in guest.succeed(_SEND, timeout_s=120).split())
     assert sink.wait(20).text == str(SENT)
     assert 0.8e6 < SENT / (ended - began) < 1.2e6, f"{SENT} bytes took {ended - began:.2f} s"
