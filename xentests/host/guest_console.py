@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pexpect
 from pexpect.socket_pexpect import SocketSpawn
 
-from xentests.deadline import Deadline
+from xentests.deadline import Deadline, until
 from xentests.errors import DomainGone, HostHang, HypervisorCrash, LabError, LabFull, UsageError
 from xentests.host.guest_log import GuestFailure
 from xentests.text import clean, tail
@@ -128,6 +128,7 @@ class GuestConsole:
             with contextlib.suppress(HypervisorCrash, HostHang, DomainGone):
                 if self._host.ended(bridge) is None:
                     self._host.run("kill", "-KILL", bridge)
+                    until(lambda: self._host.ended(bridge), what=_BRIDGE, deadline=5.0, error=LabError)
         spawn, self._spawn = self._spawn, None
         if spawn is not None:
             with contextlib.suppress(OSError):  # QEMU was quicker
@@ -142,6 +143,8 @@ class GuestConsole:
     def _failure(self, what: str) -> GuestFailure:
         pending = _text(self._spawn.before) if self._spawn is not None else ""
         bridge = self._host.ended(self._bridge) if self._bridge is not None else None
+        if bridge is not None:
+            self._bridge = None  # the agent tells of an end once
         ended = f"\nThe bridge in dom0 has ended: {bridge}" if bridge is not None else ""
         return GuestFailure(
             f"guest {self._name} on {self._host.name}: {what}. Last text:\n{tail(pending) or '(nothing)'}{ended}\n"

@@ -71,13 +71,13 @@ class GuestLog:
         return [Tick(int(number), float(uptime)) for number, uptime in _TICK.findall(self.raw())]
 
     def wait_for(
-        self, pattern: str, timeout_s: float, *, times: int = 1, alive: Callable[[], str] = lambda: ""
+        self, pattern: str, timeout_s: float, *, times: int = 1, boots: int = 0, alive: Callable[[], str] = lambda: ""
     ) -> re.Match[bytes]:
-        """Wait until the log, from its start, holds a pattern, seen once a boot, that many ``times``; the last match.
+        """Wait until the log, from its start, holds a regular expression that many ``times``; the last match.
 
         ``alive`` is asked now and then and at the end; what it returns, unless empty, is why waiting has become
-        pointless. Raises GuestFailure at once when the guest's kernel panics, in the last of so many boots, or
-        ``alive`` says so.
+        pointless. Raises GuestFailure at once when ``alive`` says so or the guest's kernel panics; where a boot after
+        a panic is waited for, ``boots`` is how many the log has to show before a panic counts.
         """
         regex = re.compile(pattern.encode(), re.MULTILINE)
 
@@ -85,7 +85,7 @@ class GuestLog:
             found = list(regex.finditer(data))
             return found[-1] if len(found) >= times else None
 
-        return self._wait(search, pattern, timeout_s, alive, boots=times)
+        return self._wait(search, pattern, timeout_s, alive, boots)
 
     def wait_tick(self, timeout_s: float, *, alive: Callable[[], str] = lambda: "") -> Tick:
         """Wait for a tick that is not in the log yet, and return it. Raises GuestFailure."""

@@ -40,6 +40,7 @@ class Guest:
         self.log = log
         self.domid = -1
         self._boots = boots
+        self._rebooted = False
         self._console: GuestConsole | None = None
 
     def __repr__(self) -> str:
@@ -96,7 +97,9 @@ class Guest:
     def wait_ready(self, timeout_s: float = _UP_S) -> None:
         """Wait until the guest's own userland says that it is up. Raises GuestFailure."""
         if self._boots:
-            self.log.wait_for(READY, timeout_s, times=self._boots, alive=self._trouble)
+            # The panic that a restart comes from is not the new boot's.
+            boots = self._boots if self._rebooted else 0
+            self.log.wait_for(READY, timeout_s, times=self._boots, boots=boots, alive=self._trouble)
 
     def wait_reboot(self, timeout_s: float = _UP_S) -> None:
         """Wait until the toolstack has started the guest again, as another domain, and it is up. Raises GuestFailure.
@@ -111,6 +114,7 @@ class Guest:
 
         self.domid = self._until(look, "to be started again", deadline).domid
         self._boots += 1
+        self._rebooted = True
         self.close()
         self.wait_ready(deadline.left_s)
 

@@ -108,12 +108,13 @@ class Supply:
         try:
             if not self._harness.settings.fresh_boot:
                 host.wake()
-                if prepared is not None:
-                    prepared.attached(host)
             else:
                 host.wait_ready(READY_LIMIT_S)
                 if prepared is not None:
                     prepared.prepare(host)
+                    host.guests.close()
+            if prepared is not None:
+                prepared.attached(host)
         except BaseException:
             self._harness.custody.release(charge)
             raise
