@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from fixtures.guests import with_guest
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Disk, GuestSpec
@@ -65,31 +66,17 @@ WAYS = (
 def with_usb_guest(spec: GuestSpec) -> Prepared:
     """Hosts whose dom0 has its sticks, on which a guest with drivers for USB has been running."""
 
-    def prepare(host: Host) -> None:
+    def before(host: Host) -> None:
         Dom0Usb(host).start(STICKS)
         host.succeed("truncate", "-s", "1M", QDISK)
-        guest = host.guests.create(spec)
-        GuestUsb(guest).load_drivers()
-        guest.close()
-        if spec.in_hardware:
-            guest.xl("pause")
 
-    def attached(host: Host) -> None:
-        guest = host.guests.attach(spec)
-        if spec.in_hardware:
-            guest.xl("unpause")
-
-    return Prepared(key=f"usb guest with all drivers {spec}", prepare=prepare, attached=attached)
+    return with_guest(spec, key="usb", before=before, settle=lambda guest: GuestUsb(guest).load_drivers())
 
 
 @pytest.fixture
-def usb(hosts: Hosts, machine: Machine, way: Way) -> GuestUsb:
-    """The USB of a guest that has been running all along, on a host with sticks.
-
-    On one CPU: with two, QEMU 7.2's emulation of SVM ended 3 of 15 HVM guests by a triple fault (once with Xen's own
-    registers saved as the guest's) while controllers came or went; with one, none of 10.
-    """
-    host = hosts.pristine(machine=machine.with_(usb_sticks=STICKS, cpus=1), prepared=with_usb_guest(way.guest))
+def usb(hosts: Hosts, one_cpu: Machine, way: Way) -> GuestUsb:
+    """The USB of a guest that has been running all along, on a host with sticks."""
+    host = hosts.pristine(machine=one_cpu.with_(usb_sticks=STICKS), prepared=with_usb_guest(way.guest))
     return GuestUsb(host.guests.made[way.guest.name])
 
 

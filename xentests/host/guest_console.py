@@ -128,7 +128,12 @@ class GuestConsole:
             with contextlib.suppress(HypervisorCrash, HostHang, DomainGone):
                 if self._host.ended(bridge) is None:
                     self._host.run("kill", "-KILL", bridge)
-                    until(lambda: self._host.ended(bridge), what=_BRIDGE, deadline=5.0, error=LabError)
+                    until(
+                        lambda: self._host.ended(bridge),
+                        what=f"{self._host.name}: the end of the bridge to guest {self._name}",
+                        deadline=5.0,
+                        error=LabError,
+                    )
         spawn, self._spawn = self._spawn, None
         if spawn is not None:
             with contextlib.suppress(OSError):  # QEMU was quicker

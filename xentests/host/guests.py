@@ -226,12 +226,15 @@ class Guests:
         self.made[spec.name] = guest
         return guest
 
-    def freeze(self, spec: GuestSpec) -> None:
-        """Create a guest, and leave it in a state in which this host can be frozen with it.
+    def freeze(self, spec: GuestSpec, settle: Callable[[Guest], object] = lambda guest: None) -> None:
+        """Create a guest, ``settle`` it, and leave it in a state in which this host can be frozen with it.
 
         A guest in the CPU's guest mode cannot be frozen while it runs there, so it is paused.
         """
-        self.create(spec).wait_tick()
+        guest = self.create(spec)
+        guest.wait_tick()
+        settle(guest)
+        guest.close()
         if spec.in_hardware:
             self._host.succeed("xl", "pause", spec.name)
 
