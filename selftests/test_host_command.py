@@ -229,6 +229,12 @@ def test_dom0_hang(host: Host, domain: FakeDomain) -> None:
     assert domain.typed.endswith(b"q\x01\x01\x01")
 
 
+def test_answer_to_something_earlier(host: Host, domain: FakeDomain) -> None:
+    """An answer without what it must have was meant for another question: the host did not answer this one."""
+    with pytest.raises(Dom0Hang, match=r"guest-ping; .* came, the answer to something earlier"):
+        Agent(domain, host.console).call("guest-ping", wanted="pid")
+
+
 def test_hypervisor_hang(host: Host, domain: FakeDomain) -> None:
     """A silent agent under a silent Xen is a hypervisor hang."""
     domain.xen_alive = False

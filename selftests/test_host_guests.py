@@ -174,6 +174,17 @@ def test_guest_that_dies_is_noticed_at_once(log: GuestLog) -> None:
         log.wait_for("never", 60)
 
 
+def test_panic_that_a_restart_comes_from(log: GuestLog) -> None:
+    """It does not end the wait for the boot that follows; a panic of that boot does."""
+    boot, panic = "[    0.0] Linux version 6\n", "[    1.0] Kernel panic - not syncing: VFS\n"
+    say(log, f"{boot}xentests: guest ready\n{panic}")
+    with pytest.raises(GuestFailure, match="did not come within"):
+        log.wait_for("^xentests: guest ready", 0.3, times=2, boots=2)
+    say(log, f"{boot}{panic}")
+    with pytest.raises(GuestFailure, match="its kernel panicked while"):
+        log.wait_for("^xentests: guest ready", 60, times=2, boots=2)
+
+
 def test_dialogue(console: GuestConsole) -> None:
     """Commands and answers, exit codes, ticks and prompts taken out, though everything comes byte by byte."""
     answer = console.run("echo one; echo two; exit_code() { return 5; }; exit_code")

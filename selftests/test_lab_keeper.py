@@ -125,6 +125,27 @@ def test_the_next_run_sweeps_what_a_killed_keeper_left(run: Run) -> None:
     assert not run.path.exists()
 
 
+def test_a_root_that_is_swept_before_it_is_locked_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run that starts at the same time may take the lock first, and sweeps what it takes for a dead run's."""
+    lock = run_root._try_lock
+    swept: list[Path] = []
+
+    def late(root: Path) -> int | None:
+        if not swept:
+            swept.append(root)
+            monkeypatch.setattr(run_root, "_try_lock", lock)
+            assert run_root.sweep() == 1
+        return lock(root)
+
+    monkeypatch.setattr(run_root, "_try_lock", late)
+    root, held = run_root._new_root()
+    assert root not in swept
+    assert root.is_dir()
+    assert run_root.sweep() == 0
+    os.close(held)
+    assert run_root.sweep() == 1
+
+
 def test_the_sweep_leaves_living_runs_alone(run: Run) -> None:
     """A run that holds its lock is somebody's."""
     assert run_root.sweep() == 0

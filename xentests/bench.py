@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xentests import bench_guests
-from xentests.bench_guests import GuestFigures, Spread
+from xentests.bench_guests import GuestFigures, Spread, make_standby
 from xentests.errors import LabError
 from xentests.host.host import Host
 from xentests.lab.admission import private_mib
@@ -66,13 +66,13 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
         session.end(host)
 
     ready = []
-    _standby(session)
+    make_standby(session, template)
     for number in range(clones):
         step(f"clone {number + 1}")
         started = time.perf_counter()
         host = session.clone(template, name=f"clone{number}", log_dir=runs / f"clone{number}")
         ready.append(_answered(host, started))
-        _standby(session)
+        make_standby(session, template)
         if number + 1 < clones:
             session.end(host)
 
@@ -97,12 +97,6 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
 def _answered(host: Host, started: float) -> float:
     host.succeed("true")
     return time.perf_counter() - started
-
-
-def _standby(session: Session) -> None:
-    waiting = session.lab.prepare_standby(session.template())
-    if waiting is not None:
-        waiting.result()
 
 
 def _memory(host: Host) -> float:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from xentests.host.guest_spec import GUEST_BZIMAGE, GuestSpec, Kind
+from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.guest_spec import GUEST_BZIMAGE, GuestSpec
 from xentests.host.host import Host
+from xentests.lab.template import Template
 from xentests.session import Session
 
 CREATIONS = 3
@@ -51,10 +53,11 @@ class GuestFigures:
     create_s: dict[str, Spread]
 
 
-def kinds(host: Host) -> list[Kind]:
-    """The kinds of guests that a host can run; arm64's one kind counts as PVH."""
-    needs: dict[Kind, str] = {"pv": "pv", "pvh": "pvh", "hvm": "hvm-guests"}
-    return [kind for kind, capability in needs.items() if host.capabilities[capability]]
+def make_standby(session: Session, template: Template) -> None:
+    """Have the next clone waiting, as it does while a test runs."""
+    waiting = session.lab.prepare_standby(template)
+    if waiting is not None:
+        waiting.result()
 
 
 def run(session: Session, *, clones: int, step: Callable[[str], None]) -> GuestFigures:
@@ -65,7 +68,7 @@ def run(session: Session, *, clones: int, step: Callable[[str], None]) -> GuestF
     plain = session.template(machine)
     host = session.clone(plain, name="guests", log_dir=runs / "guests", standby=False)
     create_s = _creations(host, step) if host.domain.machine.arch == "amd64" else {}
-    measured = kinds(host)
+    measured = [kind for kind, capability in GUEST_KINDS.items() if host.capabilities[capability]]
     session.end(host)
 
     answer_s: dict[str, Spread] = {}
@@ -75,9 +78,7 @@ def run(session: Session, *, clones: int, step: Callable[[str], None]) -> GuestF
         template = session.derive(plain, key=f"guest {spec}", prepare=partial(_freeze, spec=spec))
         answers = []
         for number in range(clones):
-            waiting = session.lab.prepare_standby(template)
-            if waiting is not None:
-                waiting.result()
+            make_standby(session, template)
             step(f"guests: {kind}, clone {number + 1}")
             name = f"{kind}{number}"
             started = time.perf_counter()

@@ -8,7 +8,8 @@ import pytest
 
 from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, only
 from suites.hotplug.use import SIZE, SOME_TIMES, TIMES, dom0_reads, loses, read_back, renew, write_and_verify
-from xentests.host.guest_spec import Disk
+from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.guest_spec import Disk, Kind
 from xentests.host.guests import Guest
 
 SCRIPT = "block-recording"
@@ -26,7 +27,7 @@ BACKENDS = {"phy": LOOP, "script": LIGHT, "file": FILE, "raw": RAW, "qcow2": QCO
 """``script`` is ``phy`` with a script that does nothing else: Xen's own takes an emulated dom0 3 s to attach a disk."""
 OFTEN = {("pv", "script"), ("pvh", "raw"), ("hvm", "qcow2")}
 """Which kind of guest has which back end come and go TIMES times."""
-PAIRS = [
+PAIRS: list[tuple[Kind, str]] = [
     *(("pv", backend) for backend in BACKENDS),
     ("pvh", "file"),
     ("pvh", "raw"),
@@ -36,9 +37,8 @@ PAIRS = [
 """Every back end with PV; of the others, whose front ends are the same, one of the kernel's and one of QEMU's."""
 
 
-def _marks(kind: str, backend: str) -> list[pytest.MarkDecorator]:
-    needs = {"pv": "pv", "pvh": "pvh", "hvm": "hvm-guests"}[kind]
-    marks = [pytest.mark.needs(needs, *(["qdisk"] if backend in ("raw", "qcow2") else []))]
+def _marks(kind: Kind, backend: str) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.needs(GUEST_KINDS[kind], *(["qdisk"] if backend in ("raw", "qcow2") else []))]
     return [*marks, pytest.mark.long] if kind != "pv" and (kind, backend) in OFTEN else marks
 
 

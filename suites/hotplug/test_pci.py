@@ -94,7 +94,7 @@ def test_attach_use_detach(pci: GuestPci) -> None:
     docs/man/xl.1, pci-attach, pci-list and pci-detach.
     """
     host, dom0, guest = pci.guest.host, Dom0Pci(pci.guest.host), pci.guest
-    before = None
+    before = host.leaks.snapshot()
     for _ in range(ROUNDS[pci.guest.spec.kind]):
         give(pci, CARD)
         assert list(pci.listed()) == pci.in_xenstore() == [CARD]
@@ -108,10 +108,10 @@ def test_attach_use_detach(pci: GuestPci) -> None:
         assert dom0.assignable() == [CARD]
         host.succeed("xl", "pci-assignable-remove", "-r", CARD)
         dom0_uses(host, 0)
-        # The first round leaves an empty node of the device below /libxl, the later ones nothing.
-        before = before or host.leaks.snapshot()
-    assert before
-    host.leaks.check(before)
+    left = host.leaks.snapshot().since(before)
+    if left == [f"xenstore node /libxl/pci/{CARD.replace(':', '-').replace('.', '-')}"]:
+        pytest.xfail("libxl leaves an empty node of a device that is assignable no more (libxl_pci.c)")
+    assert not left
 
 
 @pytest.mark.long

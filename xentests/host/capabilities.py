@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xentests.errors import UsageError
 from xentests.host.facts import Facts, Missing, Reason
+from xentests.host.guest_spec import Kind
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,9 @@ TABLE: tuple[Definition, ...] = (
         lambda facts: facts.xl_command("migrate"),
     ),
 )
+
+GUEST_KINDS: Mapping[Kind, str] = {"pv": "pv", "pvh": "pvh", "hvm": "hvm-guests"}
+"""The kinds of guests that tests run on, each with the capability it takes; arm64's one kind counts as PVH."""
 
 NAMES: frozenset[str] = frozenset(definition.name for definition in TABLE)
 

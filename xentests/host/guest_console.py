@@ -128,12 +128,8 @@ class GuestConsole:
             with contextlib.suppress(HypervisorCrash, HostHang, DomainGone):
                 if self._host.ended(bridge) is None:
                     self._host.run("kill", "-KILL", bridge)
-                    until(
-                        lambda: self._host.ended(bridge),
-                        what=f"{self._host.name}: the end of the bridge to guest {self._name}",
-                        deadline=5.0,
-                        error=LabError,
-                    )
+                    what = f"{self._host.name}: the end of the bridge to guest {self._name}"
+                    until(lambda: self._host.ended(bridge), what=what, deadline=5.0, error=LabError)
         spawn, self._spawn = self._spawn, None
         if spawn is not None:
             with contextlib.suppress(OSError):  # QEMU was quicker
