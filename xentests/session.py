@@ -84,7 +84,7 @@ class Session:
 
         return self.lab.template(self.image, machine or self.machine, ready=ready)
 
-    def derive(self, base: Template, *, key: str, prepare: Callable[[Host], None]) -> Template:
+    def derive(self, base: Template, *, key: str, prepare: Callable[[Host], object]) -> Template:
         """A template made from a clone of ``base`` in which ``prepare`` has been run; ``key`` names what that does."""
 
         def step(domain: Domain) -> None:

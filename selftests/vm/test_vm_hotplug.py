@@ -23,11 +23,7 @@ from xentests.session import Session
 def guest(session: Session, runs: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """A PV guest on a clone with disks and a bridge."""
     prepared = plugging(growing("pv"))
-
-    def prepare(host: Host) -> None:
-        prepared.prepare(host)
-
-    template = session.derive(session.template(), key=prepared.key, prepare=prepare)
+    template = session.derive(session.template(), key=prepared.key, prepare=prepared.prepare)
     host = session.clone(template, name=request.node.name, log_dir=runs / request.node.name, standby=False)
     prepared.attached(host)
     yield host.guests.made["guest"]
