@@ -15,7 +15,6 @@ from xentests.errors import CommandFailed
 from xentests.host.devices import DeviceFailure
 from xentests.host.guest_log import GuestFailure
 from xentests.host.guests import Guest
-from xentests.host.host import Host
 from xentests.session import Session
 
 
