@@ -19,9 +19,8 @@ from xentests.host import drbd
 from xentests.host.drbd import Drbd, Replica
 from xentests.host.guest_spec import Disk, GuestSpec
 from xentests.host.guests import Guest
-from xentests.host.host import Host
 from xentests.lab.machine import Machine
-from xentests.pytest_plugin.supply import Hosts, Prepared
+from xentests.pytest_plugin.supply import Hosts
 
 pytestmark = pytest.mark.needs("drbd", "pv")
 
@@ -68,26 +67,12 @@ class Site:
         return mine
 
 
-def prepared() -> Prepared:
-    """A blank replica, and a guest that has been running all along."""
-    guest = with_guest(GUEST)
-
-    def prepare(host: Host) -> None:
-        drbd.prepare(host)
-        guest.prepare(host)
-
-    def attached(host: Host) -> None:
-        guest.attached(host)
-        # What comes and goes makes the guest's kernel talk, on the console on which commands are answered.
-        host.guests.made[GUEST.name].succeed("dmesg -n 1")
-
-    return Prepared(key=f"{drbd.RECIPE} {guest.key}", prepare=prepare, attached=attached)
-
-
 @pytest.fixture
 def site(hosts: Hosts, one_cpu: Machine, join: Join) -> Site:
     """Two hosts of one template, with a replica and a guest each."""
-    machine, state = one_cpu.with_(link=True), prepared()
+    # What comes and goes makes the guest's kernel talk, on the console on which commands are answered.
+    state = with_guest(GUEST, key=drbd.RECIPE, before=drbd.prepare, settle=lambda guest: guest.succeed("dmesg -n 1"))
+    machine = one_cpu.with_(link=True)
     pair = join(hosts.pristine(machine=machine, prepared=state), hosts.pristine(machine=machine, prepared=state))
     both = Drbd(pair)
     both.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from fixtures.guests import with_guest
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Disk, GuestSpec
@@ -15,45 +16,31 @@ from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.host.iscsi import Iscsi, Target
 from xentests.lab.machine import Machine
-from xentests.pytest_plugin.supply import Hosts, Prepared
+from xentests.pytest_plugin.supply import Hosts
 
 pytestmark = pytest.mark.needs("iscsi", "pv")
 
 GUEST = GuestSpec(kind="pv")
-MIB = 8
-_DISK_DRIVERS = "-e ata -e scsi -e t10 -e sd_"
-ROUNDS = 3
-
-
-def prepare(host: Host) -> None:
-    """An initiator, a target, and a guest without disks."""
-    Iscsi(host).start()
-    Iscsi(host).export("disk", size_mib=MIB)
-    guest = host.guests.create(GUEST)
-    guest.succeed("dmesg -n 1")  # what its kernel says would stand between the words of commands
-    guest.close()
-
-
 TARGET = Target("iqn.2026-01.org.xentests:disk", "/var/tmp/disk.img")
-DISK = str(Disk(TARGET.params, vdev="xvdb", script="block-iscsi"))
+DISK = Disk(TARGET.params, vdev="xvdb", script="block-iscsi")
+MIB = 8
+ROUNDS = 3
+_DISK_DRIVERS = "-e ata -e scsi -e t10 -e sd_"
 
 
-def attach(guest: Guest) -> None:
-    """Attach the disk, and wait until the guest has it."""
-    guest.xl("block-attach", DISK)
-    until(
-        lambda: guest.run("[ -b /dev/xvdb ]").exit_code == 0,
-        what=f"guest {guest.name} to have /dev/xvdb",
-        deadline=20.0,
-        error=ProductFailure,
-    )
+def offer(host: Host) -> None:
+    """An initiator and a target."""
+    iscsi = Iscsi(host)
+    iscsi.start()
+    iscsi.export("disk", size_mib=MIB)
 
 
 @pytest.fixture
-def guest(hosts: Hosts, machine: Machine) -> Guest:
+def guest(hosts: Hosts, one_cpu: Machine) -> Guest:
     """A guest that has been running all along, on a host that offers ``TARGET``."""
-    prepared = Prepared(f"quiet iscsi {GUEST}", prepare, lambda host: host.guests.attach(GUEST))
-    return hosts.pristine(machine=machine, prepared=prepared).guests.made[GUEST.name]
+    # What comes and goes makes a guest's kernel talk, on the console on which commands are answered.
+    prepared = with_guest(GUEST, key="iscsi", before=offer, settle=lambda guest: guest.succeed("dmesg -n 1"))
+    return hosts.pristine(machine=one_cpu, prepared=prepared).guests.made[GUEST.name]
 
 
 def test_data_reaches_the_target(guest: Guest) -> None:
@@ -61,13 +48,13 @@ def test_data_reaches_the_target(guest: Guest) -> None:
 
     docs/man/xl-disk-configuration.5, "script"; docs/misc/block-scripts.txt.
     """
-    attach(guest)
+    disk = guest.devices.attach(DISK)
     written = guest.succeed("dd if=/dev/urandom of=/tmp/data bs=1M count=4 2> /dev/null; md5sum < /tmp/data")
     guest.succeed("dd if=/tmp/data of=/dev/xvdb bs=64k conv=fsync", timeout_s=60)
-    guest.xl("block-detach", "xvdb")
+    disk.detach()
     stored = guest.host.succeed("sh", "-c", f"head -c 4M {TARGET.file} | md5sum").text
     assert stored.strip() == written
-    attach(guest)
+    guest.devices.attach(DISK)
     assert guest.succeed("head -c 4096k /dev/xvdb | md5sum", timeout_s=60) == written
 
 
@@ -76,13 +63,12 @@ def test_sessions_follow_the_disk(guest: Guest) -> None:
 
     docs/misc/block-scripts.txt: the script connects a device when it is added and lets it go when it is removed.
     """
-    attach(guest)
-    guest.xl("block-detach", "xvdb")
+    guest.devices.attach(DISK).detach()
     iscsi, before = Iscsi(guest.host), guest.host.leaks.snapshot()
     for _ in range(ROUNDS):
-        attach(guest)
+        disk = guest.devices.attach(DISK)
         assert iscsi.sessions() == [TARGET.iqn]
-        guest.xl("block-detach", "xvdb")
+        disk.detach()
         assert not iscsi.sessions()
     guest.host.leaks.check(before)
 
@@ -93,7 +79,8 @@ def test_target_that_is_not_there(guest: Guest) -> None:
     docs/misc/block-scripts.txt; /etc/xen/scripts/block-iscsi: "No matching target iqn found".
     """
     nowhere = Disk(TARGET.params.replace(":disk", ":nowhere"), vdev="xvdb", script="block-iscsi")
-    refused = guest.host.fail("xl", "block-attach", guest.name, str(nowhere), timeout_s=60)
+    refused = guest.devices.try_attach(nowhere)
+    assert refused.exit_code != 0
     assert "No matching target iqn found" in refused.stderr.decode()
     assert not Iscsi(guest.host).sessions()
     guest.wait_tick()
@@ -105,7 +92,7 @@ def test_disk_from_the_beginning(guest: Guest) -> None:
     docs/man/xl.cfg.5, "disk"; docs/misc/block-scripts.txt.
     """
     iscsi = Iscsi(guest.host)
-    spec = GuestSpec(name="second", kind="pv", disks=(Disk(TARGET.params, vdev="xvdb", script="block-iscsi"),))
+    spec = GuestSpec(name="second", kind="pv", disks=(DISK,))
     second = guest.host.guests.create(spec)
     assert second.succeed("cat /sys/block/xvdb/size") == str(MIB * 2048)
     assert iscsi.sessions() == [TARGET.iqn]
@@ -127,12 +114,7 @@ def test_qemu_is_the_initiator(hosts: Hosts, one_cpu: Machine) -> None:
     # Linux has an HVM guest's emulated disks unplugged unless told otherwise; the back end for the other kind takes
     # its target for a file (hw/block/xen-block.c).
     disk = Disk(target.url, vdev="hda", backend="qdisk")
-    spec = GuestSpec(
-        kind="hvm",
-        memory_mib=160,
-        kernel_args="xen_emul_unplug=never",
-        disks=(disk,),
-    )
+    spec = GuestSpec(kind="hvm", memory_mib=160, kernel_args="xen_emul_unplug=never", disks=(disk,))
     guest = host.guests.create(spec)
     guest.succeed(f"dmesg -n 1; for name in $(grep {_DISK_DRIVERS} /modules/more); do insmod /modules/$name; done")
     guest.wait_for("cat /sys/block/sda/size", str(MIB * 2048))
