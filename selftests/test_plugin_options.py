@@ -16,6 +16,7 @@ WRONG = {
     "release-empty": (["--xen-release", ""], ["unknown release ''"]),
     "debs": (["--xen-release", "debs:/nowhere"], ["debs:/nowhere", "no such directory"]),
     "arch": (["--xen-arch", "riscv"], ["--xen-arch 'riscv'", "amd64, arm64"]),
+    "qemu": (["--xen-qemu", "debian:potato"], ["--xen-qemu: unknown QEMU 'debian:potato'", "system, debian:trixie"]),
     "uri": (["--xen-lab-uri", "localhost"], ["--xen-lab-uri 'localhost'", "qemu+ssh://HOST/system"]),
     "uri-driver": (["--xen-lab-uri", "xen:///system"], ["not the URI of a libvirt QEMU driver"]),
     "mirror": (["--xen-mirror", "ftp.example"], ["--xen-mirror 'ftp.example'", "http, https, file"]),
@@ -127,7 +128,7 @@ def test_one_wrong_marker_of_a_module_is_said_once(tmp_path: Path) -> None:
 def test_the_options_are_in_the_help(tmp_path: Path) -> None:
     """Each with what it takes."""
     done = run(project(tmp_path), "--help")
-    for option in ("release", "arch", "lab-uri", "mirror", "artifacts", "fresh-boot", "keep"):
+    for option in ("release", "arch", "lab-uri", "qemu", "mirror", "artifacts", "fresh-boot", "keep"):
         assert f"--xen-{option}" in done.output
     assert "xen_artifacts" in done.output
 

@@ -25,7 +25,7 @@ from xentests.errors import UsageError, XentestsError
 from xentests.lab.libvirt_driver import EMBED
 from xentests.lab.store import Store, default_cache_dir
 from xentests.release.arch import ARCHES
-from xentests.release.spec import DEFAULT_RELEASE
+from xentests.release.spec import DEFAULT_RELEASE, SYSTEM_QEMU
 
 if TYPE_CHECKING:
     from xentests.bench_guests import Spread
@@ -41,6 +41,7 @@ Release = Annotated[str, typer.Argument(help="debian:trixie, debian:bookworm, de
 ArchOption = Annotated[str, typer.Option("--arch", help=f"One of {', '.join(ARCHES)}.")]
 Mirror = Annotated[str | None, typer.Option("--mirror", help="Archive to fetch from; mmdebstrap's default otherwise.")]
 LabUri = Annotated[str, typer.Option("--lab-uri", help="libvirt URI of the lab.")]
+Qemu = Annotated[str, typer.Option("--qemu", help="QEMU of the hosts: system, or a release's own: debian:trixie.")]
 Artifacts = Annotated[Path, typer.Option("--artifacts", help="Where logs and reports of runs are.")]
 
 
@@ -90,6 +91,7 @@ def shell(
     arch: ArchOption = "amd64",
     mirror: Mirror = None,
     lab_uri: LabUri = EMBED,
+    qemu: Qemu = SYSTEM_QEMU,
     artifacts: Artifacts = Path("artifacts"),
     kept: Annotated[str, typer.Option(help="Enter this host, which --xen-keep left running, instead.")] = "",
 ) -> None:
@@ -105,7 +107,7 @@ def shell(
         return
 
     log_dir = artifacts / time.strftime("shell-%Y%m%d-%H%M%S")
-    options = Options(run_dir=log_dir, release=release, arch=arch, mirror=mirror, lab_uri=lab_uri)
+    options = Options(run_dir=log_dir, release=release, arch=arch, mirror=mirror, lab_uri=lab_uri, qemu=qemu)
     with contextlib.ExitStack() as stack:
         with _progress(f"preparing {release} {arch}") as say:
             session = stack.enter_context(Session(options, say=say))
@@ -123,6 +125,7 @@ def bench(
     clones: Annotated[int, typer.Option("-n", "--clones", min=1, help="Measurements per architecture.")] = 20,
     mirror: Mirror = None,
     lab_uri: LabUri = EMBED,
+    qemu: Qemu = SYSTEM_QEMU,
     artifacts: Artifacts = Path("artifacts"),
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +136,7 @@ def bench(
     results = []
     run_dir = bench_.new_run_dir(artifacts)
     for one in arch or ARCHES:
-        options = Options(run_dir=run_dir / one, release=release, arch=one, mirror=mirror, lab_uri=lab_uri)
+        options = Options(run_dir=run_dir / one, release=release, arch=one, mirror=mirror, lab_uri=lab_uri, qemu=qemu)
         with _progress(f"bench {release} {one}") as say, Session(options, say=say) as session:
             results.append(bench_.run(session, clones=clones, step=say))
     if as_json:

@@ -15,13 +15,14 @@ from xentests.host.host import Host
 from xentests.image.build import build_image
 from xentests.image.image import Image
 from xentests.lab.domain import Domain
+from xentests.lab.emulator import Emulator, find_emulator
 from xentests.lab.lab import Lab
 from xentests.lab.libvirt_driver import EMBED
 from xentests.lab.machine import Machine
 from xentests.lab.probe import accelerator
 from xentests.lab.store import Store, default_cache_dir
 from xentests.lab.template import Template
-from xentests.release.spec import parse_release
+from xentests.release.spec import SYSTEM_QEMU, parse_release
 
 READY_LIMIT_S = 120.0
 """From power-on to a dom0 whose agent answers; 5 to 10 s are usual under TCG."""
@@ -35,6 +36,7 @@ class Options:
     release: str = "debian:trixie"
     arch: str = "amd64"
     lab_uri: str = EMBED
+    qemu: str = SYSTEM_QEMU
     mirror: str | None = None
     fresh_boot: bool = False
 
@@ -48,6 +50,7 @@ class Session:
         self._spec = parse_release(options.release, options.arch)
         self.store = Store(default_cache_dir(), say=say)
         self._lab: Lab | None = None
+        self._qemus: dict[tuple[str, str], Emulator] = {}
         self._hosts: list[Host] = []
 
     def __enter__(self) -> Session:
@@ -63,8 +66,8 @@ class Session:
 
     @cached_property
     def machine(self) -> Machine:
-        """The default machine of the architecture."""
-        return Machine(self._spec.arch)
+        """The default machine of the architecture, under the QEMU that was chosen."""
+        return Machine(self._spec.arch, qemu=self.options.qemu)
 
     @property
     def lab(self) -> Lab:
@@ -72,8 +75,17 @@ class Session:
         if self._lab is None:
             uri, run_dir = self.options.lab_uri, self.options.run_dir
             found = accelerator(self.image, self.store, uri=uri, run_dir=run_dir, say=self._say)
-            self._lab = Lab(self.store, run_dir=run_dir, uri=uri, accelerator=found, say=self._say)
+            self._lab = Lab(
+                self.store, run_dir=run_dir, uri=uri, accelerator=found, find_qemu=self._find_qemu, say=self._say
+            )
         return self._lab
+
+    def _find_qemu(self, machine: Machine) -> Emulator:
+        name, arch = machine.qemu, machine.arch
+        if (name, arch) not in self._qemus:
+            mirror = self.options.mirror
+            self._qemus[name, arch] = find_emulator(name, arch, self.store, mirror=mirror, report=self._say)
+        return self._qemus[name, arch]
 
     def template(self, machine: Machine | None = None) -> Template:
         """The template of a freshly booted host."""

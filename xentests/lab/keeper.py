@@ -28,7 +28,7 @@ def qemus(token: str) -> list[tuple[int, bytes]]:
             continue
         with contextlib.suppress(OSError):
             line = (entry / "cmdline").read_bytes()
-            if token.encode() in line and b"qemu-system" in line.split(b"\0", 1)[0]:
+            if token.encode() in line and b"qemu-system" in line:
                 found.append((int(entry.name), line))
     return found
 

@@ -15,17 +15,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from xentests.errors import LabError, LabFull
+from xentests.errors import LabError, LabFull, UsageError
 from xentests.image.image import Image
 from xentests.lab import template
 from xentests.lab.admission import Admission
 from xentests.lab.domain import Domain
 from xentests.lab.domain_xml import ARM64_KERNEL_ROOM, BootFiles, DomainFiles, domain_xml, stick_file
+from xentests.lab.emulator import Emulator
 from xentests.lab.libvirt_driver import EMBED, Connection
 from xentests.lab.machine import USB_STICK_MIB, Machine
 from xentests.lab.run_root import RunRoot
 from xentests.lab.store import Store, key_of
 from xentests.lab.template import Template
+from xentests.release.spec import SYSTEM_QEMU
 from xentests.tools import run_tool
 
 _STANDBY_AFTER_S = 0.5
@@ -55,7 +57,7 @@ class Lab:
     """Where machines run. A context manager; leaving it ends every machine that was not kept.
 
     ``run_dir`` receives a directory of logs for machines that nobody gave one (templates in the making, standbys).
-    ``accelerator`` is ``tcg`` or ``kvm``.
+    ``accelerator`` is ``tcg`` or ``kvm``. ``find_qemu`` has the emulator of a machine whose QEMU is not the system's.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Lab:
         run_dir: Path,
         uri: str = EMBED,
         accelerator: str = "tcg",
+        find_qemu: Callable[[Machine], Emulator] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.store = store
         self.uri = uri
         self.accelerator = accelerator
+        self._find_qemu = find_qemu
         self._say = say
         self._run_dir = run_dir.absolute()
         self.root = RunRoot.of_process()
@@ -90,10 +94,11 @@ class Lab:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def facts(self) -> dict[str, str]:
-        """Versions and machine facts for reports and for keys: QEMU, libvirt, accelerator, host CPU."""
+    def facts(self, machine: Machine) -> dict[str, str]:
+        """Versions and facts of what is below a machine, for reports and keys: QEMU, libvirt, accelerator, host CPU."""
+        of = "" if machine.qemu == SYSTEM_QEMU else f" of {machine.qemu}"
         return {
-            "QEMU": self._versions["QEMU"],
+            "QEMU": self._versions_of(machine)["QEMU"] + of,
             "libvirt": self._versions["libvirt"],
             "lab": self.uri,
             "accelerator": self.accelerator,
@@ -250,8 +255,14 @@ class Lab:
             log = plan.loads.entry.file(template.BOOT_LOG).read_bytes() if plan.loads else b""
             files.console_log.write_bytes(log)
             boot = BootFiles(plan.image.hypervisor, plan.image.dom0_kernel, plan.image.dom0_initrd)
+            emulator = self._emulator(plan.machine)
             xml = domain_xml(
-                name=libvirt_name, machine=plan.machine, boot=boot, files=files, accelerator=self.accelerator
+                name=libvirt_name,
+                machine=plan.machine,
+                boot=boot,
+                files=files,
+                accelerator=self.accelerator,
+                emulator=str(emulator.path) if emulator else "",
             )
             handle = self._connection.create(xml)
             undo.callback(handle.destroy)
@@ -260,7 +271,8 @@ class Lab:
             )
             domain.reap()
             if plan.loads is not None:
-                template.load(domain, plan.loads.entry.file(template.STATE), qemu_version=self._versions["QEMU"])
+                version = self._versions_of(plan.machine)["QEMU"]
+                template.load(domain, plan.loads.entry.file(template.STATE), qemu_version=version)
                 _rouse(domain)
             undo.pop_all()
         with self._lock:
@@ -270,19 +282,32 @@ class Lab:
     def _freeze(self, domain: Domain, target: Path, ready: Step) -> dict[str, object]:
         try:
             ready(domain)
-            template.freeze(domain, target / template.STATE, qemu_version=self._versions["QEMU"])
+            version = self._versions_of(domain.machine)["QEMU"]
+            template.freeze(domain, target / template.STATE, qemu_version=version)
         finally:
             domain.end()
             self._ended(domain)
         shutil.copyfile(domain.console_log, target / template.BOOT_LOG)
-        return {"machine": repr(domain.machine), **self.facts()}
+        return {"machine": repr(domain.machine), **self.facts(domain.machine)}
+
+    def _emulator(self, machine: Machine) -> Emulator | None:
+        if machine.qemu == SYSTEM_QEMU:
+            return None
+        if self._find_qemu is None or not self._connection.embedded:
+            raise UsageError(f"QEMU {machine.qemu}: only with {EMBED}: {self.uri} may be another machine's libvirt")
+        return self._find_qemu(machine)
+
+    def _versions_of(self, machine: Machine) -> dict[str, str]:
+        emulator = self._emulator(machine)
+        found = {} if emulator is None else {"QEMU": emulator.version, "emulator": emulator.digest}
+        return {**self._versions, **found}
 
     def _template_key(self, image: Image, machine: Machine, *more: object) -> str:
         nowhere = Path("/template")
         files = DomainFiles(disk=nowhere, console_log=nowhere, sockets=nowhere, memory=nowhere)
         boot = BootFiles(nowhere, nowhere, nowhere)
         xml = domain_xml(name="template", machine=machine, boot=boot, files=files, accelerator=self.accelerator)
-        return key_of(image.entry.digest, xml, repr(machine), self._versions, template.outer_cpu(), *more)
+        return key_of(image.entry.digest, xml, repr(machine), self._versions_of(machine), template.outer_cpu(), *more)
 
     def _take_standby(self, source: Template, name: str, log_dir: Path) -> Domain | None:
         with self._lock:

@@ -309,7 +309,7 @@ def _burying_orphans() -> Iterator[None]:
 
 def _is_dead_qemu(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return bool(process.status() == psutil.STATUS_ZOMBIE and process.name().startswith("qemu-system"))
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.name().startswith(("qemu-system", "ld-linux")))
     return False
 
 

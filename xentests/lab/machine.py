@@ -9,6 +9,7 @@ from typing import Literal
 
 from xentests.errors import UsageError
 from xentests.release.arch import Arch
+from xentests.release.spec import SYSTEM_QEMU, parse_qemu
 
 Timing = Literal["fast", "deterministic"]
 Iommu = Literal["", "intel"]
@@ -53,10 +54,10 @@ class Machine:
     dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
     ``N`` has the serial number ``stickN``. ``link`` gives it a network interface whose cable is ``lab.link``'s.
-    ``N`` has the serial number ``stickN``.
     ``pci_nics`` cards (x86-64 only; Intel 82540EM) are on one Ethernet that nothing else is on, the first in PCI's slot
     ``PCI_NIC_SLOT``; their addresses are those of ``nic_mac``. ``iommu`` (x86-64 only) is an IOMMU of that vendor:
     Intel's, which Xen uses with any CPU (QEMU's of AMD's takes the PCI slot of libvirt's root ports).
+    ``qemu`` is the QEMU that it runs under (``lab.emulator``), ``system`` or ``debian:SUITE``.
     ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
     """
 
@@ -74,11 +75,13 @@ class Machine:
     link: bool = False
     pci_nics: int = 0
     iommu: Iommu = ""
+    qemu: str = dataclasses.field(default=SYSTEM_QEMU, repr=False)  # keys of templates have all its bytes
     resident_mib: int | None = None
 
     def __post_init__(self) -> None:
         if self.timing not in ("fast", "deterministic"):
             raise UsageError(f"timing={self.timing!r}: fast or deterministic")
+        parse_qemu(self.qemu)
         if not self.cpu_model:
             object.__setattr__(self, "cpu_model", _CPU_MODELS[self.arch])
         if not _CPU.fullmatch(self.cpu_model):

@@ -53,6 +53,7 @@ class Harness:
                     release=str(self.settings.release),
                     arch=self.settings.arch,
                     lab_uri=self.settings.lab_uri,
+                    qemu=self.settings.qemu,
                     mirror=self.settings.mirror,
                     fresh_boot=self.settings.fresh_boot,
                 ),

@@ -14,7 +14,7 @@ import pytest
 
 from xentests.errors import UsageError
 from xentests.release.arch import ARCHES, Arch
-from xentests.release.spec import DEFAULT_RELEASE, SUITES, ReleaseSpec, parse_release
+from xentests.release.spec import DEFAULT_RELEASE, SUITES, SYSTEM_QEMU, ReleaseSpec, parse_qemu, parse_release
 from xentests.text import clean
 
 DEFAULT_LAB = "qemu:///embed"
@@ -28,6 +28,7 @@ class Settings:
 
     release: ReleaseSpec
     lab_uri: str
+    qemu: str
     artifacts: Path
     mirror: str | None
     fresh_boot: bool
@@ -50,6 +51,12 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--xen-arch", metavar="ARCH", help=f"its architecture: {', '.join(ARCHES)} (default: amd64)")
     group.addoption("--xen-lab-uri", metavar="URI", help=f"the libvirt that runs the hosts (default: {DEFAULT_LAB})")
+    group.addoption(
+        "--xen-qemu",
+        metavar="QEMU",
+        help=f"the QEMU that hosts run under: {SYSTEM_QEMU}, or debian:trixie for that release's, which is fetched "
+        f"(default: {SYSTEM_QEMU})",
+    )
     group.addoption(
         "--xen-mirror", metavar="URL", help="where Debian packages are fetched from (default: what mmdebstrap uses)"
     )
@@ -75,6 +82,7 @@ def read_settings(config: pytest.Config) -> Settings | None:
         option.xen_release,
         option.xen_arch,
         option.xen_lab_uri,
+        option.xen_qemu,
         option.xen_mirror,
         option.xen_artifacts,
         option.xen_fresh_boot,
@@ -87,6 +95,7 @@ def read_settings(config: pytest.Config) -> Settings | None:
         return Settings(
             release=_release(option.xen_release, option.xen_arch),
             lab_uri=_lab_uri(option.xen_lab_uri),
+            qemu=_qemu(option.xen_qemu),
             artifacts=_artifacts(option.xen_artifacts, config.rootpath, directory),
             mirror=_mirror(option.xen_mirror),
             fresh_boot=bool(option.xen_fresh_boot),
@@ -115,6 +124,13 @@ def _lab_uri(uri: str | None) -> str:
             "qemu+ssh://HOST/system"
         )
     return uri
+
+
+def _qemu(name: str | None) -> str:
+    try:
+        return parse_qemu(SYSTEM_QEMU if name is None else name)
+    except UsageError as error:
+        raise UsageError(f"--xen-qemu: {error}") from error
 
 
 def _mirror(mirror: str | None) -> str | None:

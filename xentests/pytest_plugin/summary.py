@@ -32,7 +32,7 @@ KEPT = "kept"
 def header(harness: Harness) -> list[str]:
     """Lines above the tests: what is asked for, and what the image is already known to hold."""
     settings = harness.settings
-    ways = [settings.lab_uri]
+    ways = [settings.lab_uri, f"QEMU: {settings.qemu}"]
     ways += ["every host booted anew"] if settings.fresh_boot else []
     ways += ["failed hosts are kept"] if settings.keep else []
     lines = [f"xen release: {settings.release} {settings.arch}", f"xen lab: {', '.join(ways)}"]
@@ -103,6 +103,7 @@ def finish(harness: Harness, config: pytest.Config, *, exit_status: int, allure:
         {
             **harness.labels,
             "lab": harness.settings.lab_uri,
+            "qemu": harness.settings.qemu,
             "fresh_boot": harness.settings.fresh_boot,
             "command": command_line(config),
             "exit_status": exit_status,

@@ -174,7 +174,7 @@ class Supply:
 
     def _read_about(self) -> About:
         session = self.session
-        image, machine, outer = session.image, session.machine, session.lab.facts()
+        image, machine, outer = session.image, session.machine, session.lab.facts(session.machine)
         source = hashlib.sha256(Path(capabilities_module.__file__).read_bytes()).hexdigest()
 
         def look(_: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Names of releases: ``debian:trixie``, ``debs:DIR``, ``debs:DIR@bookworm``. Parses and checks; fetches nothing."""
+"""Names of releases: ``debian:trixie``, ``debs:DIR``, ``debs:DIR@bookworm``; and of QEMUs. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ SUITES: dict[str, Suite] = {
     for suite in (Suite("trixie", "4.20"), Suite("bookworm", "4.17"), Suite("bullseye", "4.14", ended=True))
 }
 DEFAULT_RELEASE = "debian:trixie"
+SYSTEM_QEMU = "system"
+"""The name of the outer system's QEMU, which hosts run under unless another is asked for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ def parse_release(text: str, arch: str) -> ReleaseSpec:
         f"unknown release {text!r}: choose one of {known}, or debs:DIR[@SUITE] for a directory of .deb files "
         f"laid over a Debian suite"
     )
+
+
+def parse_qemu(text: str) -> str:
+    """The name of a QEMU, checked: ``system`` or ``debian:SUITE``. Raises UsageError that lists what there is."""
+    known = [SYSTEM_QEMU, *(f"debian:{suite.name}" for suite in SUITES.values() if not suite.ended)]
+    if text not in known:
+        raise UsageError(f"unknown QEMU {text!r}: choose one of {', '.join(known)}")
+    return text
 
 
 def _parse_debs(name: str, arch: Arch) -> ReleaseSpec:
