@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, only
+from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, mainly, only
 from suites.hotplug.use import SIZE, SOME_TIMES, TIMES, dom0_reads, loses, read_back, renew, write_and_verify
 from xentests.host.capabilities import GUEST_KINDS
 from xentests.host.guest_spec import Disk, Kind
@@ -27,6 +27,7 @@ BACKENDS = {"phy": LOOP, "script": LIGHT, "file": FILE, "raw": RAW, "qcow2": QCO
 """``script`` is ``phy`` with a script that does nothing else: Xen's own takes an emulated dom0 3 s to attach a disk."""
 OFTEN = {("pv", "script"), ("pvh", "raw"), ("hvm", "qcow2")}
 """Which kind of guest has which back end come and go TIMES times."""
+LONG = {("pvh", "raw"), ("hvm", "qcow2")}
 PAIRS: list[tuple[Kind, str]] = [
     *(("pv", backend) for backend in BACKENDS),
     ("pvh", "file"),
@@ -39,7 +40,7 @@ PAIRS: list[tuple[Kind, str]] = [
 
 def _marks(kind: Kind, backend: str) -> list[pytest.MarkDecorator]:
     marks = [pytest.mark.needs(GUEST_KINDS[kind], *(["qdisk"] if backend in ("raw", "qcow2") else []))]
-    return [*marks, pytest.mark.long] if kind != "pv" and (kind, backend) in OFTEN else marks
+    return [*marks, pytest.mark.long] if (kind, backend) in LONG else marks
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ def test_attach_use_detach(plugged: Guest, backend: str) -> None:
     plugged.host.leaks.check(before)
 
 
+@mainly("pv")
 def test_readonly_disk_cannot_be_written(plugged: Guest) -> None:
     """A read-only disk is read-only to the guest's kernel, and what dom0 has there stays as it was.
 
@@ -85,6 +87,7 @@ def test_readonly_disk_cannot_be_written(plugged: Guest) -> None:
     assert dom0_reads(host, FILE.target) == before
 
 
+@mainly("hvm")
 def test_disk_grows_while_it_is_used(plugged: Guest) -> None:
     """A block device of dom0 that grows has grown for the guest, too, which uses the new part.
 
@@ -102,6 +105,7 @@ def test_disk_grows_while_it_is_used(plugged: Guest) -> None:
     assert read_back(device) == written
 
 
+@mainly("pvh")
 def test_detach_in_use(plugged: Guest) -> None:
     """A disk that the guest holds open is either not detached, and works on; or it is, and whoever holds it is told.
 
@@ -221,6 +225,7 @@ def test_unknown_disk_cannot_be_detached(plugged: Guest) -> None:
     assert f"Device {LOOP.vdev} not connected" in result.stderr.decode()
 
 
+@mainly("pv")
 def test_full_disk_of_dom0(plugged: Guest) -> None:
     """When dom0 has no room for what the guest writes into a sparse file, the guest gets an error and lives on.
 

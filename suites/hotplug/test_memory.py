@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fixtures.hotplug import MAX_MIB, START_MIB
+from fixtures.hotplug import MAX_MIB, START_MIB, mainly
 from suites.hotplug.use import SOME_TIMES, TIMES
 from xentests.host.guests import Guest
 from xentests.host.host import Host
@@ -81,6 +81,7 @@ def test_balloon_down_and_up(plugged: Guest) -> None:
     assert plugged.succeed(_KEPT) == kept
 
 
+@mainly("pvh")
 def test_memory_beyond_the_start(plugged: Guest) -> None:
     """Up to its maxmem the guest gets more memory than it was started with, and uses it.
 

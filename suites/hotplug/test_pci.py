@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs("pci-backend", "e1000")
 
 CARD, OTHER_CARD = nic(0), nic(1)
 NOTHING, NONSENSE = "0000:00:1e.0", "nonsense"
-ROUNDS: dict[Kind, int] = {"pv": 4, "hvm": 2}
+ROUNDS: dict[Kind, int] = {"pv": 2, "hvm": 2}
 """How often a card comes and goes: a round takes 12 s with a PV guest on a busy lab."""
 _MAKE = "head -c 1048576 /dev/urandom > /tmp/sent; sha256sum < /tmp/sent"
 _SERVE = "httpd -h /tmp -p {0}:8000"

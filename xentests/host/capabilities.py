@@ -96,6 +96,12 @@ TABLE: tuple[Definition, ...] = (
         both(lambda facts: facts.arch_is("amd64"), _HVM, either(_HAP, _SHADOW), lambda facts: facts.device_model()),
     ),
     Definition(
+        "ovmf",
+        "HVM guests can be started by UEFI (under QEMU 7.2 they end their host's QEMU: docs/decisions/19)",
+        "dom0's files",
+        lambda facts: facts.file("/usr/share/ovmf/OVMF.fd"),
+    ),
+    Definition(
         "qdisk",
         "QEMU serves disks of guests (qcow2, and whatever dom0's kernel cannot)",
         "dom0's files",

@@ -81,7 +81,8 @@ class Nic:
 class GuestSpec:
     """What guest to make. ``kind`` is empty for the architecture's own: PV on x86-64, the only kind there is on arm64.
 
-    ``pv``; ``pvh``; ``hvm`` (SeaBIOS, a device model); ``shim`` (PV inside PVH). Memory in MiB. 0 and empty strings
+    ``pv``; ``pvh``; ``hvm`` (a device model; SeaBIOS, or ``firmware`` ``ovmf``: UEFI); ``shim`` (PV inside PVH). Memory
+    in MiB. 0 and empty strings
     leave a value to xl. ``cpuid`` and ``sched`` are values of the options ``cpuid`` and (by name, such as ``cap``) the
     scheduler's. ``kernel_args`` are appended to the guest kernel's command line; ``options`` are further lines of the
     domain's configuration file, and win over what is made here.
@@ -89,6 +90,7 @@ class GuestSpec:
 
     name: str = "guest"
     kind: Kind = ""
+    firmware: Literal["", "ovmf"] = ""
     memory_mib: int = 128
     maxmem_mib: int = 0
     vcpus: int = 1
@@ -117,6 +119,8 @@ class GuestSpec:
 
     def config(self, arch: str) -> str:
         """The domain's configuration for ``xl create``. UsageError for what the architecture or xl does not have."""
+        if self.firmware and self.kind != "hvm":
+            raise UsageError(f"guest {self.name}: firmware={self.firmware!r} is for HVM guests only")
         if arch == "arm64" and self.kind not in ("", "pvh"):
             raise UsageError(f"guest {self.name}: there are no {self.kind.upper()} guests on arm64")
         lines: dict[str, Value] = {
@@ -136,7 +140,7 @@ class GuestSpec:
         kernel = self.kernel or (GUEST_BZIMAGE if self.kind == "hvm" else GUEST_KERNEL)
         lines: dict[str, Value] = {"kernel": kernel, "ramdisk": self.initrd, "extra": arguments}
         if self.kind == "hvm":
-            lines |= {"vga": "none"}
+            lines |= {"vga": "none", **({"firmware": self.firmware} if self.firmware else {})}
         if self.kind == "shim":
             lines |= {"pvshim": 1}
         return lines

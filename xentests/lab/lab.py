@@ -33,6 +33,9 @@ from xentests.tools import run_tool
 _STANDBY_AFTER_S = 0.5
 """When the next clone is made after one was handed out: making it at once would slow the first answer of that one."""
 
+_STANDBYS = 2
+"""How many are kept at most: those of templates that nobody asks for any more would hold memory for nothing."""
+
 Step = Callable[[Domain], object]
 
 
@@ -185,6 +188,8 @@ class Lab:
                 return None
             waiting = self._standbys.get(source.key)
             if waiting is None:
+                while len(self._standbys) >= _STANDBYS:
+                    self._background.submit(self._end_standby, self._standbys.pop(next(iter(self._standbys))))
                 waiting = self._background.submit(self._load, source, name="standby", log_dir=None, wait_s=0.0)
                 self._standbys[source.key] = waiting
             return waiting
@@ -329,11 +334,14 @@ class Lab:
             waiting = list(self._standbys.values())
             self._standbys.clear()
         for future in waiting:
-            with contextlib.suppress(LabError):
-                domain = future.result()
-                domain.end()
-                self._ended(domain)
+            self._end_standby(future)
         return bool(waiting)
+
+    def _end_standby(self, standby: Future[Domain]) -> None:
+        with contextlib.suppress(LabError):
+            domain = standby.result()
+            domain.end()
+            self._ended(domain)
 
     def _log_dir(self, purpose: str) -> Path:
         return self._run_dir / f"{purpose}-{os.getpid()}-{self.root.next_number()}"

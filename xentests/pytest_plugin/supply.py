@@ -203,23 +203,27 @@ class Supply:
 
 
 class Hosts:
-    """Pristine hosts for one test, their logs in its folder."""
+    """Pristine hosts for one test, their logs in its folder. ``made``: those it was given."""
 
     def __init__(self, supply: Supply, harness: Harness, *, folder: Path) -> None:
         self._supply = supply
         self._harness = harness
         self._folder = folder
         self._charges: list[Charge] = []
+        self.made: list[Host] = []
 
-    def pristine(self, *, machine: Machine | None = None, prepared: Prepared | None = None) -> Host:
-        """A host that nobody has used: a clone, or booted anew with ``--xen-fresh-boot``."""
+    def pristine(self, *, machine: Machine | None = None, prepared: Prepared | None = None, again: bool = True) -> Host:
+        """A host that nobody has used: a clone, or booted anew with ``--xen-fresh-boot``.
+
+        ``again``: the next test will probably want such a host, too, so it is made while this one runs.
+        """
         coming = self._harness.coming
-        # The next test will probably want such a host, too: have it made while this one runs.
-        standby = coming is not None and bool(PRISTINE.intersection(getattr(coming, "fixturenames", ())))
+        standby = again and coming is not None and bool(PRISTINE.intersection(getattr(coming, "fixturenames", ())))
         host, charge = self._supply.new(
             name=f"xen{len(self._charges)}", folder=self._folder, machine=machine, prepared=prepared, standby=standby
         )
         self._charges.append(charge)
+        self.made.append(host)
         return host
 
     def release(self) -> None:
