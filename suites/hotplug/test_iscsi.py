@@ -24,7 +24,7 @@ GUEST = GuestSpec(kind="pv")
 TARGET = Target("iqn.2026-01.org.xentests:disk", "/var/tmp/disk.img")
 DISK = Disk(TARGET.params, vdev="xvdb", script="block-iscsi")
 MIB = 8
-ROUNDS = 3
+ROUNDS = 2
 _DISK_DRIVERS = "-e ata -e scsi -e t10 -e sd_"
 
 

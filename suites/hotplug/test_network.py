@@ -41,7 +41,12 @@ _MAKE = "dd if=/dev/urandom of=/tmp/sent bs=1M count=2 2>/dev/null; sha256sum < 
     [
         pytest.param("pv", "light", marks=pytest.mark.needs("pv"), id="pv-light"),
         *(
-            pytest.param(kind, "vif-bridge", marks=pytest.mark.needs(capability), id=kind)
+            pytest.param(
+                kind,
+                "vif-bridge",
+                marks=[pytest.mark.needs(capability), *([pytest.mark.long] if kind == "pv" else [])],
+                id=kind,
+            )
             for kind, capability in GUEST_KINDS.items()
         ),
     ],
