@@ -11,7 +11,7 @@ import pytest
 
 from xentests.errors import DomainGone, LabFull
 from xentests.host.host import Host
-from xentests.lab import template
+from xentests.lab import keeper, template
 from xentests.lab.lab import Lab
 from xentests.lab.machine import Machine
 from xentests.session import Options, Session, machine_of
@@ -120,3 +120,18 @@ def test_clones_of_arm64_keep_time(arch: str, runs: Path) -> None:
                 took = host.succeed("sleep", "0.3", timeout_s=10.0).duration_s
                 assert took < 5
             session.end(host)
+
+
+def test_a_machine_under_another_qemu(session: Session, runs: Path) -> None:
+    """It runs that QEMU, from the store and with its own libraries; the keeper of a killed run would find it."""
+    machine = session.machine.with_(qemu="debian:trixie")
+    host = session.clone(session.template(machine), name="other", log_dir=runs / "other", standby=False)
+    host.succeed("true")
+    pid = machine_of(host).pid()
+    assert pid in [found for found, _ in keeper.qemus(machine_of(host).libvirt_name)]
+    mapped = Path(f"/proc/{pid}/maps").read_text().split()
+    programs = {word for word in mapped if word.startswith("/") and (".so" in word or "/bin/" in word)}
+    assert programs
+    assert all(word.startswith(f"{session.store.root}/qemu/") for word in programs)
+    assert session.lab.facts(machine)["QEMU"].startswith("10.")
+    session.end(host)
