@@ -9,6 +9,7 @@ import pytest
 from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, mainly, only
 from suites.hotplug.use import SIZE, SOME_TIMES, TIMES, dom0_reads, loses, read_back, renew, write_and_verify
 from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.devices import Device, DeviceFailure
 from xentests.host.guest_spec import Disk, Kind
 from xentests.host.guests import Guest
 
@@ -43,6 +44,16 @@ def _marks(kind: Kind, backend: str) -> list[pytest.MarkDecorator]:
     return [*marks, pytest.mark.long] if (kind, backend) in LONG else marks
 
 
+def attach(guest: Guest, disk: Disk) -> Device:
+    """Attach a disk, as it may have been before."""
+    try:
+        return guest.devices.attach(disk)
+    except DeviceFailure as failure:
+        if "failed to create drive: Duplicate node name" not in str(failure):
+            raise
+        pytest.xfail("QEMU 5.2 keeps the drive of a detached disk, which cannot come again (hw/block/xen-block.c)")
+
+
 @pytest.mark.parametrize(
     ("plugged", "backend"),
     [pytest.param(*pair, id="-".join(pair), marks=_marks(*pair)) for pair in PAIRS],
@@ -57,7 +68,7 @@ def test_attach_use_detach(plugged: Guest, backend: str) -> None:
     plugged.host.write_file("/etc/xen/scripts/block-light", _LIGHT.encode(), mode=0o755)
     before, last = plugged.host.leaks.snapshot(), ""
     for _ in range(TIMES if (plugged.spec.kind, backend) in OFTEN else SOME_TIMES):
-        device = plugged.devices.attach(disk)
+        device = attach(plugged, disk)
         assert device.number in plugged.devices.numbers("vbd")
         size, found, written = renew(device)
         assert size == SIZE_MIB << 20
@@ -105,6 +116,17 @@ def test_disk_grows_while_it_is_used(plugged: Guest) -> None:
     assert read_back(device) == written
 
 
+def detaches(device: Device) -> bool:
+    """Whether a device goes that its guest may still use; if not, xl has said so, and of which."""
+    result = device.try_detach()
+    if result.exit_code == 0:
+        if device.guest.host.xl.info().xen_minor < 15:
+            pytest.xfail("Xen 4.14 detaches by force after 10 s: --force of xl.1 came with 4.15 (xl_block.c)")
+        return True
+    assert f"Unable to remove vbd with id {device.number}" in result.stderr.decode()
+    return False
+
+
 @mainly("pvh")
 def test_detach_in_use(plugged: Guest) -> None:
     """A disk that the guest holds open is either not detached, and works on; or it is, and whoever holds it is told.
@@ -114,7 +136,7 @@ def test_detach_in_use(plugged: Guest) -> None:
     """
     device = plugged.devices.attach(LOOP)
     plugged.succeed(f"exec 5<>/dev/{device.name}")
-    if device.try_detach().exit_code == 0:
+    if detaches(device):
         device.wait_gone()
         assert plugged.run("(dd if=/dev/zero bs=4k count=1 conv=fsync >&5) 2>/dev/null").exit_code != 0
         plugged.succeed("exec 5>&-")
@@ -135,9 +157,7 @@ def test_detach_from_a_guest_that_stands_still(plugged: Guest) -> None:
     """
     device = plugged.devices.attach(LOOP)
     plugged.xl("pause")
-    refused = device.try_detach()
-    assert refused.exit_code != 0
-    assert f"Unable to remove vbd with id {device.number}" in refused.stderr.decode()
+    assert not detaches(device)
     assert not device.ends().gone
     plugged.xl("unpause")
     device.wait_closed()

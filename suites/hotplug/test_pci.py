@@ -111,7 +111,7 @@ def test_attach_use_detach(pci: GuestPci) -> None:
     # pcifront notes below its domain's own node that an event channel was gone before it freed it.
     own = f"xenstore node /local/domain/{guest.domid}/error"
     left = [leak for leak in host.leaks.snapshot().since(before) if not leak.startswith(own)]
-    if left == ["xenstore node /libxl/pci"]:
+    if left in (["xenstore node /libxl/pci"], ["xenstore node /libxl/pciback"]):  # the latter on 4.14
         pytest.xfail("libxl leaves an empty node of a device that is assignable no more (libxl_pci.c)")
     assert not left
 

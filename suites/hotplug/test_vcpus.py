@@ -70,7 +70,10 @@ def test_up_and_down_by_acpi(plugged: Guest) -> None:
 
     docs/man/xl.1, vcpu-set: "the highest number VCPUs will be hotplug removed".
     """
-    set_vcpus(plugged, VCPUS)
+    added = plugged.host.run("xl", "vcpu-set", "--ignore-host", plugged.name, VCPUS)
+    if "command cpu-add has not been found" in added.stderr.decode():
+        pytest.xfail("libxl of 4.14 adds CPUs by QEMU's cpu-add, which QEMU 5.2 and later do not have (libxl_domain.c)")
+    assert added.exit_code == 0, added
     plugged.wait_for(_BRING_ONLINE, "0-1")
     assert works(plugged, 0)
     assert works(plugged, 1)

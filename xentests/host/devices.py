@@ -156,15 +156,19 @@ class Device:
         return DeviceFailure(
             f"{host.name}: {self.name} ({self.kind} {self.number}) of guest {self.guest.name} {what}{within}: "
             f"{ends or self.ends()}.\nIt was asked for as {self.what}; its nodes are {self.front} and "
-            f"{self._back or '(none was made)'}. What its hotplug script wrote there and to {_LOG} in dom0:\n"
-            f"{tail(host.run('sh', '-c', _SCRIPT_SAID, 'said', self._back).stdout) or '(nothing)'}\n"
+            f"{self._back or '(none was made)'}. What its hotplug script wrote there and to {_LOG} in dom0, and the "
+            "guest's QEMU to its log:\n"
+            f"{tail(host.run('sh', '-c', _DOM0_SAID, 'said', self._back, self.guest.name).stdout) or '(nothing)'}\n"
             f"The guest's last words:\n{tail(self.guest.log.raw()) or '(none)'}\n"
             f"The whole console: {host.console.log}"
         )
 
 
 _LOG = "/var/log/xen/xen-hotplug.log"
-_SCRIPT_SAID = f'xenstore-read "$1/hotplug-error" 2>/dev/null; tail -n 5 {_LOG} 2>/dev/null'
+_DOM0_SAID = (
+    f'xenstore-read "$1/hotplug-error" 2>/dev/null; tail -n 5 {_LOG} 2>/dev/null; '
+    'tail -n 5 "/var/log/xen/qemu-dm-$2.log" 2>/dev/null'
+)
 _READ = """
 back=$(xenstore-read "$2/backend" 2>/dev/null)
 xenstore-read "$1/state" 2>/dev/null || echo gone
