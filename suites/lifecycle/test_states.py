@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xentests.host.guest_log import GuestLog
+from xentests.host.guest_log import GuestFailure, GuestLog
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 
@@ -80,7 +80,12 @@ def test_save_and_go_on(pv_guest: Guest) -> None:
     docs/man/xl.1, "save": -c leaves the domain running after creating the snapshot.
     """
     pv_guest.save(SAVED, "-c")
-    pv_guest.wait_tick()
+    try:
+        pv_guest.wait_tick()
+    except GuestFailure:
+        if b"register_vcpu_info failed" in pv_guest.log.raw():
+            pytest.xfail("Xen 4.14 tells a PV guest that goes on, by hypercall result 0, that it was restored: it dies")
+        raise
     pv_guest.destroy()
     pv_guest.restore(SAVED)
     pv_guest.wait_tick()
