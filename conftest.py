@@ -7,6 +7,7 @@ pytest_plugins = [
     "fixtures.guests",
     "fixtures.hotplug",
     "fixtures.pairs",
+    "fixtures.migration",
     "fixtures.pci",
     "fixtures.payloads",
 ]

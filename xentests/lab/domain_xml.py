@@ -145,8 +145,11 @@ def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
         ET.SubElement(root, "cpu", {"mode": "host-passthrough", "check": "none"})
         return
     model, *changes = machine.cpu_model.split(",")
-    cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
-    _text(cpu, "model", model, fallback="forbid")
+    if model == "max":  # no model to libvirt, but a mode
+        cpu = ET.SubElement(root, "cpu", {"mode": "maximum", "check": "none"})
+    else:
+        cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
+        _text(cpu, "model", model, fallback="forbid")
     # In sockets of their own CPUs look like threads to a PVH guest on 4.14, whose Linux then refuses to start them.
     ET.SubElement(cpu, "topology", {"sockets": "1", "cores": str(machine.cpus), "threads": "1"})
     for change in changes:

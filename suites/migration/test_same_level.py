@@ -1,0 +1,90 @@
+"""A guest moves between two hosts that are alike, at work, and has lost nothing when it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.guests import NO_THREADS
+from fixtures.migration import Travellers
+from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.guest_spec import GuestSpec, Kind
+
+pytestmark = pytest.mark.needs("save-restore")
+
+Note = Callable[[str, object], None]
+
+KINDS = [
+    # To track the pages that a PV guest writes, Xen needs shadow paging; HAP does it for the others.
+    pytest.param(kind, id=kind, marks=pytest.mark.needs(need, *(["shadow"] if kind == "pv" else [])))
+    for kind, need in GUEST_KINDS.items()
+]
+ROUND_TRIPS = 10
+_WRITE = "dd if=/dev/urandom of=/tmp/dirty bs=64k count=32 conv=notrunc 2>/dev/null"
+_DIRTY = f"(while [ ! -e /tmp/stop ]; do {_WRITE}; done) & true"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(travellers: Travellers, kind: Kind, record_property: Note) -> None:
+    """A guest goes to the other host and comes back, counting, with all its memory, and is in one place each time.
+
+    docs/man/xl.1, "migrate".
+    """
+    guest = travellers(GuestSpec(kind=kind))
+    there = guest.go()
+    back = guest.go()
+    for way, moved in (("there", there), ("back", back)):
+        record_property(f"migration_{way}_s", round(moved.duration_s, 2))
+        record_property(f"downtime_{way}_s", round(moved.downtime_s, 2))
+
+
+@pytest.mark.needs("pvh")
+def test_two_vcpus_under_memory_dirtying(travellers: Travellers, record_property: Note) -> None:
+    """A guest of two vCPUs that goes on writing to memory arrives with both, and with all it had written.
+
+    docs/features/migration.pandoc: what is written while it is sent is sent again, and the last of it while it stands.
+    """
+    guest = travellers(GuestSpec(kind="pvh", vcpus=2, cpuid=NO_THREADS))
+    guest.guest.succeed(_DIRTY)
+    moved = guest.go()
+    record_property("downtime_s", round(moved.downtime_s, 2))
+    assert guest.guest.succeed("cat /sys/devices/system/cpu/online") == "0-1"
+    for cpu in (0, 1):
+        guest.guest.succeed(f"taskset {1 << cpu:x} true")
+    guest.guest.succeed("touch /tmp/stop; test -s /tmp/dirty")
+
+
+@pytest.mark.long
+@pytest.mark.needs("pvh")
+def test_ten_round_trips(travellers: Travellers, record_property: Note) -> None:
+    """Ten times there and back: no migration wears a guest, or a host, out.
+
+    docs/man/xl.1, "migrate".
+    """
+    guest = travellers(GuestSpec(kind="pvh"))
+    guest.go()
+    guest.go()
+    before = guest.guest.host.leaks.snapshot()
+    downtimes = [guest.go().downtime_s for _ in range(2 * ROUND_TRIPS - 2)]
+    record_property("downtime_max_s", round(max(downtimes), 2))
+    guest.guest.host.leaks.check(before)
+
+
+@pytest.mark.needs("pv")
+def test_a_pv_guest_that_cannot_move_stays(travellers: Travellers) -> None:
+    """A PV guest that a build cannot send is refused before anything happens to it, and runs on.
+
+    Xen tracks what a PV guest writes by shadow paging (SHADOW_PAGING in xen/arch/x86/Kconfig: "Live migration of PV
+    guests"). Where it is built, there is nothing to refuse: the guest arrives.
+    """
+    guest = travellers(GuestSpec(kind="pv"))
+    if guest.guest.host.capabilities["shadow"]:
+        guest.go()
+        return
+    before = guest.progress()
+    attempt = guest.migration.attempt(guest.guest)
+    assert not attempt.succeeded, attempt
+    assert "Failed to enable logdirty" in attempt.said, attempt
+    guest.stays(before)
+    pytest.xfail("PV guests cannot be live-migrated: this build has no SHADOW_PAGING, by which Xen tracks their writes")
