@@ -6,6 +6,7 @@ Ties the layers together in their order (release, image, lab, host) and holds no
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,7 @@ class Session:
         self._lab: Lab | None = None
         self._qemus: dict[tuple[str, str], Emulator] = {}
         self._hosts: list[Host] = []
+        self._shares_lab = False
 
     def __enter__(self) -> Session:
         return self
@@ -86,6 +88,12 @@ class Session:
             mirror = self.options.mirror
             self._qemus[name, arch] = find_emulator(name, arch, self.store, mirror=mirror, report=self._say)
         return self._qemus[name, arch]
+
+    def of_release(self, release: str) -> Session:
+        """Another release in the same lab and store; closing it ends nothing of this one."""
+        other = Session(dataclasses.replace(self.options, release=release), say=self._say)
+        other.store, other._lab, other._shares_lab = self.store, self.lab, True
+        return other
 
     def template(self, machine: Machine | None = None) -> Template:
         """The template of a freshly booted host."""
@@ -146,9 +154,9 @@ class Session:
         """End the lab and all its machines. Idempotent."""
         while self._hosts:
             self._hosts.pop().close()
-        if self._lab is not None:
+        if self._lab is not None and not self._shares_lab:
             self._lab.close()
-            self._lab = None
+        self._lab = None
 
     def _adopt(self, domain: Domain) -> Host:
         self._hosts.append(Host(domain, self.image))

@@ -56,9 +56,10 @@ class About:
 class Supply:
     """Makes hosts for the tests of one process."""
 
-    def __init__(self, harness: Harness, session: Session) -> None:
+    def __init__(self, harness: Harness, session: Session, *, under_test: bool = True) -> None:
         self._harness = harness
         self.session = session
+        self._under_test = under_test
         self._made: dict[object, object] = {}
         self._failures: dict[object, XentestsError] = {}
 
@@ -81,8 +82,13 @@ class Supply:
         A clone, or booted (and prepared) anew with ``--xen-fresh-boot``. ``standby`` has the next clone of the same
         kind made ahead.
         """
-        _ = self.about
+        if self._under_test:
+            _ = self.about
         return self._new(name, folder, machine or self.session.machine, prepared, standby=standby)
+
+    def of_release(self, release: str) -> Supply:
+        """A supply of hosts of another release, which is not the one under test: a companion."""
+        return self._once(release, lambda: Supply(self._harness, self.session.of_release(release), under_test=False))
 
     def keep(self, machine: HeldMachine) -> str:
         """Leave a machine running when the run ends; returns what a person needs to enter and to end it."""
@@ -212,14 +218,23 @@ class Hosts:
         self._charges: list[Charge] = []
         self.made: list[Host] = []
 
-    def pristine(self, *, machine: Machine | None = None, prepared: Prepared | None = None, again: bool = True) -> Host:
+    def pristine(
+        self,
+        *,
+        machine: Machine | None = None,
+        prepared: Prepared | None = None,
+        again: bool = True,
+        release: str | None = None,
+    ) -> Host:
         """A host that nobody has used: a clone, or booted anew with ``--xen-fresh-boot``.
 
-        ``again``: the next test will probably want such a host, too, so it is made while this one runs.
+        ``again``: the next test will probably want such a host, too, so it is made while this one runs. ``release``:
+        one that is not under test, such as the one before it.
         """
+        supply = self._supply if release is None else self._supply.of_release(release)
         coming = self._harness.coming
         standby = again and coming is not None and bool(PRISTINE.intersection(getattr(coming, "fixturenames", ())))
-        host, charge = self._supply.new(
+        host, charge = supply.new(
             name=f"xen{len(self._charges)}", folder=self._folder, machine=machine, prepared=prepared, standby=standby
         )
         self._charges.append(charge)
