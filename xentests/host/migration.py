@@ -174,15 +174,26 @@ class Migration:
         """
         return self.begin(guest, *options, through=through, receive=receive).finish(timeout_s)
 
-    def begin(self, guest: Guest, *options: str, through: str = "", receive: str = "", port: int = _PORT) -> Underway:
-        """Begin to migrate a guest to the other host, and leave that to itself; as ``attempt``, several at once."""
+    def begin(
+        self,
+        guest: Guest,
+        *options: str,
+        command: str = "migrate",
+        through: str = "",
+        receive: str = "",
+        port: int = _PORT,
+    ) -> Underway:
+        """Begin to migrate a guest to the other host, and leave that to itself; as ``attempt``, several at once.
+
+        ``command`` ``remus`` replicates it there, until it ends here.
+        """
         source, destination = guest.host, self.other(guest.host)
         guest.close()
         received = f"{_FOLDER}/{port}"
         destination.write_file(received, b"")
         listener = destination.launch("busybox", "nc", "-l", "-p", port, "-e", _RECEIVE, received, receive)
         way = f"{_SEND} {self.address_of(destination)} {port} {through}".rstrip()
-        job = source.start("xl", "-T", "migrate", "-s", "", *options, guest.name, way)
+        job = source.start("xl", "-T", command, "-s", "", *options, guest.name, way)
         return Underway(guest, destination, job, listener=listener, port=port, received=received)
 
     def migrate(self, guest: Guest, *options: str, timeout_s: float = MIGRATE_S) -> Moved:

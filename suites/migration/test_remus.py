@@ -1,0 +1,70 @@
+"""A guest is replicated to another host, checkpoint by checkpoint, and goes on there when its own is lost.
+
+docs/man/xl.1, "remus"; docs/README.remus. Output of the network and writes to disks are not held back here (-n, -d).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from fixtures.migration import Traveller, Travellers
+from xentests.deadline import until
+from xentests.errors import ProductFailure
+from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.guest_log import GuestLog
+from xentests.host.guest_spec import GuestSpec, Kind
+from xentests.host.migration import Underway
+
+pytestmark = pytest.mark.needs("save-restore", "amd64")
+
+INTERVAL_MS = 1000
+COUNTS_A_SECOND = 10
+BEHIND_S = 15.0
+"""How old the last checkpoint may be: the interval, and what an emulated host takes to make and to send one."""
+KINDS = [
+    pytest.param(kind, id=kind, marks=pytest.mark.needs(need, *(["shadow"] if kind == "pv" else [])))
+    for kind, need in GUEST_KINDS.items()
+]
+
+
+def replicate(guest: Traveller) -> Underway:
+    """Have checkpoints of a guest sent to the other host; returns when some have been."""
+    options = ("-F", "-n", "-d", "-u", "-i", str(INTERVAL_MS))
+    underway = guest.migration.begin(guest.guest, *options, command="remus", receive="-r")
+    underway.wait_half()
+    before = guest.progress()
+
+    def further() -> bool:
+        ended = underway.job.poll()
+        assert ended is None, f"{ended}\nthe receiver said: {underway.received}"
+        return guest.progress().count > before.count + 3 * COUNTS_A_SECOND
+
+    until(further, what=f"{guest.guest} to work while it is replicated", deadline=90.0, error=ProductFailure)
+    return underway
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fail_over(travellers: Travellers, kind: Kind) -> None:
+    """The primary's machine is gone: the guest goes on at the backup, from a checkpoint that is not old.
+
+    docs/man/xl.1, "remus": "Checkpoint domain memory every MS milliseconds".
+    """
+    guest = travellers(GuestSpec(kind=kind), again=False)
+    underway = replicate(guest)
+    backup = underway.destination
+    log = GuestLog(f"{guest.guest.name}--incoming", backup.files, backup.console)
+    last = guest.progress()
+    guest.lose_host()
+    underway.hang_up()
+
+    def runs() -> object:
+        found = backup.xl.find(guest.guest.name)
+        return found if found is not None and not found.paused else None
+
+    until(runs, what=f"{backup.name} to run the guest", deadline=30.0, error=ProductFailure, advice=underway.received)
+    found = backup.xl.find(guest.guest.name)
+    assert found is not None
+    guest.arrive(log, found.domid)
+    now = guest.progress()
+    assert now.count > last.count - BEHIND_S * COUNTS_A_SECOND, f"the checkpoint was old: {now}, and before {last}"
+    guest.works_since(now)
