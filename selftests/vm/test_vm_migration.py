@@ -57,9 +57,7 @@ def travellers(hosts: SessionHosts, session: Session) -> Iterator[Travellers]:
         yield Travellers(cast(Hosts, hosts), session.machine.with_(cpus=1), join)
 
 
-def test_a_check_that_accepts_everything(
-    hosts: SessionHosts, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_accepts_all(hosts: SessionHosts, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hypervisor whose policy check was patched to return 0 turns suites/migration's test of it red."""
     pristine = hosts.pristine
 

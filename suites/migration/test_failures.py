@@ -14,6 +14,8 @@ from xentests.lab.machine import Machine
 pytestmark = pytest.mark.needs("save-restore", "pvh", "amd64")
 
 SPEC = GuestSpec(kind="pvh")
+XL_AND_HELPER = "^xl -T migrate|libxl-save-helper"
+"""The one has the other do the work, which outlives it and holds the connection open."""
 FULL = "/var/lib/xen"
 SMALL_MIB = 128
 """What the receiver has beside its dom0, Xen itself included: too little for the guest."""
@@ -55,7 +57,7 @@ def test_receiver_is_killed(travellers: Travellers) -> None:
     before, underway = guest.progress(), guest.begin()
     underway.wait_half()
     other = underway.destination
-    other.succeed("pkill", "-KILL", "-f", "xl -T migrate-receive")
+    other.succeed("pkill", "-KILL", "-f", XL_AND_HELPER)
     attempt = underway.finish()
     assert not attempt.succeeded, attempt
     guest.stays(before)
@@ -75,7 +77,7 @@ def test_sender_is_killed(travellers: Travellers) -> None:
     guest = travellers(SPEC)
     before, underway = guest.progress(), guest.begin()
     underway.wait_half()
-    guest.guest.host.succeed("pkill", "-KILL", "-f", "xl -T migrate -s")
+    guest.guest.host.succeed("pkill", "-KILL", "-f", XL_AND_HELPER)
     attempt = underway.finish()
     assert attempt.sent.exit_code == -9, attempt
     guest.stays(before)

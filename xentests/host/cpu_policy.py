@@ -36,8 +36,13 @@ FEATURE_WORDS: tuple[tuple[int, int, str], ...] = (
 )
 """Where features are, in the order of a featureset: leaf, subleaf, register."""
 
-_VOLATILE = {(0x1, 0, "ecx"): 1 << 27, (0x1, 0, "edx"): 1 << 9, (0x7, 0, "ecx"): 1 << 4}
-"""Bits that tell the state of a CPU (OSXSAVE, APIC, OSPKE) and no feature."""
+_VOLATILE = {
+    (0x1, 0, "ecx"): 1 << 27,
+    (0x1, 0, "edx"): 1 << 9,
+    (0x7, 0, "ecx"): 1 << 4,
+    (0x80000001, 0, "edx"): 0x183F3FF,
+}
+"""Bits that tell no feature, but the state of a CPU (OSXSAVE, APIC, OSPKE), or on AMD's what leaf 1 has told already."""
 
 _NAMES: Mapping[tuple[int, int, str], Mapping[int, str]] = {
     (0x1, 0, "ecx"): {
