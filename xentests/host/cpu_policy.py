@@ -42,7 +42,7 @@ _VOLATILE = {
     (0x7, 0, "ecx"): 1 << 4,
     (0x80000001, 0, "edx"): 0x183F3FF,
 }
-"""Bits that tell no feature, but the state of a CPU (OSXSAVE, APIC, OSPKE), or on AMD's what leaf 1 has told already."""
+"""Bits that tell no feature, but the state of a CPU (OSXSAVE, APIC, OSPKE), or what leaf 1 has told already."""
 
 _NAMES: Mapping[tuple[int, int, str], Mapping[int, str]] = {
     (0x1, 0, "ecx"): {
