@@ -25,7 +25,7 @@ from xentests.text import clean, tail
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-RECIPE = 3
+RECIPE = 4
 """Raise it when ``prepare`` does something else."""
 MIGRATE_S = 120.0
 _RECEIVER_S = 10.0
@@ -42,10 +42,12 @@ for try in {1..100}; do
     { exec 3<>"/dev/tcp/$address/$port"; } 2> /dev/null && break
     sleep 0.1
 done
+exec 4<&0
 cat <&3 &
-"${@:-cat}" >&3
-# xl has closed its end, whatever became of the guest; the receiver is told by the end of the connection.
-kill $!
+"${@:-cat}" <&4 >&3 &
+# Whichever side has closed its end, whatever became of the guest: the other is told by the end of the connection.
+wait -n
+kill %1 %2
 """
 # $1: where to say what; $2: options.
 _RECEIVER = b"#!/bin/sh\nexec xl -T migrate-receive $2 2>> $1\n"
