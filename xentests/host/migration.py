@@ -47,7 +47,7 @@ cat <&3 &
 "${@:-cat}" <&4 >&3 &
 # Whichever side has closed its end, whatever became of the guest: the other is told by the end of the connection.
 wait -n
-kill %1 %2
+kill $(jobs -p) 2> /dev/null
 """
 # $1: where to say what; $2: options.
 _RECEIVER = b"#!/bin/sh\nexec xl -T migrate-receive $2 2>> $1\n"
