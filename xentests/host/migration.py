@@ -58,7 +58,7 @@ class MigrationFailure(ProductFailure):
     """A guest did not arrive, or is where it must not be. The text has what both tools said, and both hosts' states."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attempt:
     """One ``xl migrate``: how it ended, what the receiver said, and what each host has of the guest afterwards."""
 
@@ -77,7 +77,7 @@ class Attempt:
         """What both tools said."""
         return clean(self.sent.stderr) + self.received
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"{self.sent}\nthe receiver said:\n{tail(self.received.encode()) or '(nothing)'}\n"
             f"afterwards the sender has {_shown(self.source)}, the receiver has {_shown(self.destination)}"
