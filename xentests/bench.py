@@ -1,6 +1,6 @@
 """``xentests bench``: how long a pristine host takes from the asking to the first answer, cloned and booted cold.
 
-What is measured of guests is in ``bench_guests``.
+What is measured of guests is in ``bench_guests``, of pairs of hosts in ``bench_migration``.
 
 Measures what a test sees: from the call to the answer of the first command in dom0, waking included. Between two
 measurements the lab is left alone until its next standby is made, as it is while a test runs.
@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xentests import bench_guests
+from xentests import bench_guests, bench_migration
 from xentests.bench_guests import GuestFigures, Spread, make_standby
+from xentests.bench_migration import PairFigures
 from xentests.errors import LabError
 from xentests.host.host import Host
 from xentests.lab.admission import private_mib
@@ -38,6 +39,7 @@ class Bench:
     ratio: float
     private_mib: float
     guests: GuestFigures
+    pairs: PairFigures | None
 
     def as_json(self) -> dict[str, object]:
         """The figures as JSON-able data."""
@@ -81,6 +83,12 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
     memory = _memory(host)
     session.end(host)
     guests = bench_guests.run(session, clones=clones, step=step)
+    # Suites migrate on x86-64 only.
+    pairs = (
+        bench_migration.run(session, pairs=clones, step=step)
+        if "pvh" in guests.answer_s and session.options.arch == "amd64"
+        else None
+    )
     return Bench(
         release=session.options.release,
         arch=session.options.arch,
@@ -91,6 +99,7 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
         ratio=round(cold_boot_s / statistics.median(ready), 1),
         private_mib=round(memory, 1),
         guests=guests,
+        pairs=pairs,
     )
 
 

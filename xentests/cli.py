@@ -154,6 +154,13 @@ def bench(
     for kernel in ("vmlinux", "bzImage"):
         spreads = [result.guests.create_s.get(kernel) for result in results]
         table.add_row(f"xl create, {kernel}, to its answer", *(_spread(spread) for spread in spreads))
+    for title, name in (
+        ("two joined hosts", "ready_s"),
+        ("migration, pvh", "migrate_s"),
+        ("downtime of it", "downtime_s"),
+    ):
+        spreads = [getattr(result.pairs, name, None) for result in results]
+        table.add_row(title, *(_spread(spread) for spread in spreads))
     out.print(table)
 
 
