@@ -118,7 +118,8 @@ def test_receiver_has_a_full_disk(travellers: Travellers) -> None:
     """Where the receiver cannot write down what the guest is, the guest stays where it is; with room, it can go."""
     guest = travellers(SPEC)
     other = guest.migration.other(guest.guest.host)
-    other.succeed("mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=1", "full", FULL)
+    other.succeed("mount", "-t", "tmpfs", "-o", "size=4k", "full", FULL)
+    other.succeed("sh", "-c", 'head -c 4096 /dev/zero > "$1/full"', "fill", FULL)
     before, attempt = guest.progress(), guest.migration.attempt(guest.guest)
     assert not attempt.succeeded, attempt
     assert "No space left on device" in attempt.received, attempt
