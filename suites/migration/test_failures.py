@@ -14,7 +14,7 @@ from xentests.lab.machine import Machine
 pytestmark = pytest.mark.needs("save-restore", "pvh", "amd64")
 
 SPEC = GuestSpec(kind="pvh")
-XL_AND_HELPER = "^xl -T migrate|libxl-save-helper"
+XL_AND_HELPER = "^xl migrate|libxl-save-helper"
 """The one has the other do the work, which outlives it and holds the connection open."""
 FULL = "/var/lib/xen"
 SMALL_MIB = 128

@@ -13,7 +13,7 @@ from fixtures.migration import Travellers
 from suites.migration.levels import PAIRS, machine_of_level
 from xentests.host.cpu_policy import domain_policy, executed, host_policies, levelled, words
 from xentests.host.cpuid_program import avx_program, typed
-from xentests.host.guest_log import GuestFailure, GuestLog
+from xentests.host.guest_log import GuestFailure
 from xentests.host.guest_spec import GuestSpec
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
@@ -36,7 +36,7 @@ def test_unlevelled(travellers: Travellers, one_cpu: Machine, source: str, targe
     mine, most = domain_policy(guest.guest), host_policies(other)[MOST]
     refusal, missing = mine.exceeds(most), mine.features - most.features
     before, seen = guest.progress(), executed(guest.guest)
-    log = GuestLog(f"{guest.guest.name}--incoming", other.files, other.console)
+    log = guest.log_there()
     attempt = guest.migration.attempt(guest.guest)
     told = f"by policy it is to be {(refusal and 'refused for ' + refusal) or 'accepted'}; it has {words(missing)} more"
     if refusal:

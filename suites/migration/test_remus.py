@@ -11,7 +11,6 @@ from fixtures.migration import Traveller, Travellers
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.capabilities import GUEST_KINDS
-from xentests.host.guest_log import GuestLog
 from xentests.host.guest_spec import GuestSpec, Kind
 from xentests.host.migration import Underway
 
@@ -52,7 +51,7 @@ def test_fail_over(travellers: Travellers, kind: Kind) -> None:
     guest = travellers(GuestSpec(kind=kind), again=False)
     underway = replicate(guest)
     backup = underway.destination
-    log = GuestLog(f"{guest.guest.name}--incoming", backup.files, backup.console)
+    log = guest.log_there()
     last = guest.progress()
     guest.lose_host()
     underway.hang_up()

@@ -21,6 +21,7 @@ KINDS = [
     for kind, need in GUEST_KINDS.items()
 ]
 ROUND_TRIPS = 10
+SAVED = "/root/saved"
 _WRITE = "dd if=/dev/urandom of=/tmp/dirty bs=64k count=32 conv=notrunc 2>/dev/null"
 _DIRTY = f"(while [ ! -e /tmp/stop ]; do {_WRITE}; done) & true"
 
@@ -88,3 +89,41 @@ def test_a_pv_guest_that_cannot_move_stays(travellers: Travellers) -> None:
     assert "Failed to enable logdirty" in attempt.said, attempt
     guest.stays(before)
     pytest.xfail("PV guests cannot be live-migrated: this build has no SHADOW_PAGING, by which Xen tracks their writes")
+
+
+@pytest.mark.needs("pvh")
+def test_two_at_once(travellers: Travellers) -> None:
+    """Two guests are sent at the same time, and both arrive with all they have.
+
+    docs/man/xl.1, "migrate".
+    """
+    pair = travellers.pair()
+    guests = [travellers.made(pair, GuestSpec(kind="pvh", name=name, memory_mib=112)) for name in ("one", "two")]
+    before = [guest.progress() for guest in guests]
+    logs = [guest.log_there() for guest in guests]
+    underway = [guest.begin(port=8002 + at) for at, guest in enumerate(guests)]
+    for at, guest in enumerate(guests):
+        attempt = underway[at].finish()
+        assert attempt.succeeded, attempt
+        assert attempt.destination is not None, attempt
+        guest.arrive(logs[at], attempt.destination.domid)
+        guest.works_since(before[at])
+    assert sorted(domain.name for domain in pair.b.xl.list()) == ["Domain-0", "one", "two"]
+    assert [domain.name for domain in pair.a.xl.list()] == ["Domain-0"]
+
+
+@pytest.mark.needs("pvh")
+def test_not_live(travellers: Travellers) -> None:
+    """A guest that is saved, carried over and restored goes on with its work where it was.
+
+    docs/man/xl.1, "save" and "restore".
+    """
+    guest = travellers(GuestSpec(kind="pvh"))
+    before, log, other = guest.progress(), guest.log_there(), guest.migration.other(guest.guest.host)
+    guest.guest.save(SAVED)
+    guest.migration.carry(guest.guest.host, SAVED)
+    other.succeed("xl", "restore", SAVED, timeout_s=120)
+    found = other.xl.find(guest.guest.name)
+    assert found is not None
+    guest.arrive(log, found.domid)
+    guest.works_since(before)

@@ -1,4 +1,4 @@
-"""iSCSI within dom0: a target of its own kernel (LIO, through configfs), and open-iscsi as initiator, over loopback.
+"""iSCSI of dom0: a target of its own kernel (LIO, through configfs), and open-iscsi as initiator, by loopback or link.
 
 LIO rather than tgt, whose LUN 0 is never a disk: Xen's block-iscsi takes LUN 0. Sources: Linux's
 Documentation/target/ and drivers/target/iscsi/iscsi_target_configfs.c, iscsiadm(8), /etc/xen/scripts/block-iscsi.
@@ -40,16 +40,17 @@ class Target:
 
     iqn: str
     file: str
+    portal: str = PORTAL
 
     @property
     def params(self) -> str:
         """As a disk's ``target`` with Xen's script block-iscsi."""
-        return f"iqn={self.iqn},portal={PORTAL}"
+        return f"iqn={self.iqn},portal={self.portal}"
 
     @property
     def url(self) -> str:
         """As QEMU's own initiator has it: iscsi://PORTAL/IQN/LUN."""
-        return f"iscsi://{PORTAL}/{self.iqn}/0"
+        return f"iscsi://{self.portal}/{self.iqn}/0"
 
 
 class Iscsi:
@@ -72,18 +73,22 @@ class Iscsi:
             error=ProductFailure,
         )
 
-    def export(self, name: str, *, size_mib: int = 8, disk: str = "sda") -> Target:
-        """A new target with one blank disk. ``disk``: what dom0's kernel will call it once it is logged in.
+    def export(self, name: str, *, size_mib: int = 8, portal: str = PORTAL) -> Target:
+        """A new target with one blank disk, which dom0 itself can log in to, too: see ``expect``."""
+        target = Target(f"iqn.2026-01.org.xentests:{name}", f"/var/tmp/{name}.img", portal)
+        self._host.succeed("truncate", "-s", f"{size_mib}M", target.file)
+        self._host.succeed("sh", "-c", _EXPORT, "export", target.iqn, target.file, size_mib << 20, portal)
+        self.expect(target)
+        return target
+
+    def expect(self, target: Target, *, disk: str = "sda") -> None:
+        """Ready dom0 for a target. ``disk``: what its kernel will call it once it is logged in.
 
         There is no udev in dom0, so the link that block-iscsi waits for is made here; it leads nowhere until then.
         """
-        target = Target(f"iqn.2026-01.org.xentests:{name}", f"/var/tmp/{name}.img")
-        self._host.succeed("truncate", "-s", f"{size_mib}M", target.file)
-        self._host.succeed("sh", "-c", _EXPORT, "export", target.iqn, target.file, size_mib << 20, PORTAL)
         folder = "/dev/disk/by-path"
         self._host.succeed("mkdir", "-p", folder)
-        self._host.succeed("ln", "-s", f"../../{disk}", f"{folder}/ip-{PORTAL}-iscsi-{target.iqn}-lun-0")
-        return target
+        self._host.succeed("ln", "-s", f"../../{disk}", f"{folder}/ip-{target.portal}-iscsi-{target.iqn}-lun-0")
 
     def sessions(self) -> list[str]:
         """The names of the targets that dom0 is logged in to."""

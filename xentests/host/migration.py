@@ -25,7 +25,7 @@ from xentests.text import clean, tail
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-RECIPE = 4
+RECIPE = 5
 """Raise it when ``prepare`` does something else."""
 MIGRATE_S = 120.0
 _RECEIVER_S = 10.0
@@ -33,7 +33,7 @@ _RECEIVER_S = 10.0
 _FOLDER = "/run/xentests/migration"
 _SEND = f"{_FOLDER}/send"
 _RECEIVE = f"{_FOLDER}/receive"
-_PORT = 8002
+PORT = 8002
 # $1: address, $2: port. A listener may come a moment late. $3...: what the stream is passed through.
 _SENDER = b"""#!/bin/bash
 address=$1 port=$2
@@ -50,7 +50,7 @@ wait -n
 kill $(jobs -p) 2> /dev/null
 """
 # $1: where to say what; $2: options.
-_RECEIVER = b"#!/bin/sh\nexec xl -T migrate-receive $2 2>> $1\n"
+_RECEIVER = b"#!/bin/sh\nexec xl migrate-receive $2 2>> $1\n"
 _STOPPED = "read -r up idle < /proc/uptime; echo $up $(grep -m 1 '^now at' /proc/timer_list)"
 
 
@@ -105,7 +105,6 @@ class Underway:
         self.destination = destination
         self.job = job
         self._listener = listener
-        self._port = port
         self._port = port
         self._received = received
 
@@ -183,7 +182,7 @@ class Migration:
         command: str = "migrate",
         through: str = "",
         receive: str = "",
-        port: int = _PORT,
+        port: int = PORT,
     ) -> Underway:
         """Begin to migrate a guest to the other host, and leave that to itself; as ``attempt``, several at once.
 
@@ -195,19 +194,31 @@ class Migration:
         destination.write_file(received, b"")
         listener = destination.launch("busybox", "nc", "-l", "-p", port, "-e", _RECEIVE, received, receive)
         way = f"{_SEND} {self.address_of(destination)} {port} {through}".rstrip()
-        job = source.start("xl", "-T", command, "-s", "", *options, guest.name, way)
+        job = source.start("xl", command, "-s", "", *options, guest.name, way)
         return Underway(guest, destination, job, listener=listener, port=port, received=received)
 
     def migrate(self, guest: Guest, *options: str, timeout_s: float = MIGRATE_S) -> Moved:
         """Migrate a guest to the other host, where it must be afterwards, and nowhere else. Raises MigrationFailure."""
-        destination, before = self.other(guest.host), _stopped_s(guest)
-        log = GuestLog(f"{guest.name}--incoming", destination.files, destination.console)
+        before = _stopped_s(guest)
+        log = self.log_there(guest)
         attempt = self.attempt(guest, *options, timeout_s=timeout_s)
         arrived = attempt.destination
         if not attempt.succeeded or attempt.source is not None or arrived is None or arrived.crashed:
             raise self.failure(guest, attempt)
         here = self.adopt(guest, log, arrived.domid)
         return Moved(here, attempt.sent.duration_s, _stopped_s(here) - before)
+
+    def log_there(self, guest: Guest) -> GuestLog:
+        """What the other host will log of a guest; made before it is sent. It arrives under another name."""
+        other = self.other(guest.host)
+        return GuestLog(f"{guest.name}--incoming", other.files, other.console)
+
+    def carry(self, source: Host, path: str, timeout_s: float = MIGRATE_S) -> None:
+        """Copy a file of a host to the same place on the other."""
+        other = self.other(source)
+        job = other.start("sh", "-c", 'exec busybox nc -l -p "$1" > "$2"', "receive", PORT, path)
+        source.succeed(_SEND, self.address_of(other), PORT, "cat", path, timeout_s=timeout_s)
+        job.wait(timeout_s)
 
     def adopt(self, guest: Guest, log: GuestLog, domid: int) -> Guest:
         """The guest as the other host has it, which has it as ``domid`` and logs its console to ``log``."""
