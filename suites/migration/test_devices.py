@@ -19,7 +19,7 @@ BRIDGE = "xenbr0"
 GUEST_ADDRESS = "10.1.0.9"
 BLOCKS = 40
 """How many blocks the guest writes in turn."""
-# The cable's interface goes into the bridge, whose MTU would else be that of the guest's, and its address to the bridge.
+# The cable's interface goes into the bridge, its address to the bridge, whose MTU would else be that of the guest's.
 _BRIDGE = f"""
 set -e
 name=$(basename /sys/bus/virtio/drivers/virtio_net/virtio*/net/*)
