@@ -2,8 +2,10 @@
 
 ``monitor`` is left out since Xen's mwait-idle meets an MSR that QEMU has not; ``rdtscp``, since QEMU's SVM tells no
 length of the instruction, without which Xen ends the guest; ``la57``, ``umip`` and ``smap`` of QEMU 7.2 do not work for
-a dom0. With its ``xsave`` and ``avx`` a process of dom0 now and then loses what it had in a YMM register: in 3 of 14
-migrations from such a host libxc found the first entry of a list it had copied to be rubbish. ``Opteron_G1`` makes no PVH guest, and under QEMU 10's ``EPYC`` a guest triple-faults: neither is a level here.
+a dom0. With its ``xsave`` and ``avx`` a guest's AVX instructions are illegal, and programs of dom0 find spoilt what
+they copied: of 14 migrations with such a host 5 failed (the first entry of libxc's list of types, tables of ld.so, a
+lost wake-up), of 20 without none. ``Opteron_G1`` makes no PVH guest, and under QEMU 10's ``EPYC`` a guest
+triple-faults: neither is a level here.
 """
 
 from __future__ import annotations
