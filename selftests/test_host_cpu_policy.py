@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xentests.host.cpu_policy import CpuPolicy, Feature, levelled, parse_policies, words
-from xentests.host.cpuid_program import avx_program, cpuid_program, typed
+from xentests.host.cpuid_program import cpuid_program, fsgsbase_program, typed
 
 PRINTED = """\
 Xen reports there are maximum 120 leaves and 2 MSRs
@@ -124,7 +124,7 @@ def test_cpuid_is_executed(run: Path) -> None:
     assert extended[0] >= 0x80000008
 
 
-def test_avx_is_used(run: Path) -> None:
-    """The program ends with 0 where there is AVX, and by SIGILL where there is none."""
-    ended = subprocess.run([made(typed(avx_program(), str(run)), run)], check=False).returncode
-    assert ended == (0 if " avx " in Path("/proc/cpuinfo").read_text() else -signal.SIGILL)
+def test_fsgsbase_is_used(run: Path) -> None:
+    """The program ends with 0 where Linux says that there is FSGSBASE, and by SIGILL where there is none."""
+    ended = subprocess.run([made(typed(fsgsbase_program(), str(run)), run)], check=False).returncode
+    assert ended == (0 if " fsgsbase " in Path("/proc/cpuinfo").read_text() else -signal.SIGILL)

@@ -2,7 +2,7 @@
 
 What a guest's kernel says in /proc/cpuinfo was read at its boot; what CPUID answers now is what a migration may have
 changed. Sources: elf(5), Linux' table of system calls, AMD64 Architecture Programmer's Manual, volume 3 (appendix E,
-CPUID) and volume 4 (VZEROUPPER).
+CPUID; RDFSBASE).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def cpuid_program(leaves: Sequence[tuple[int, int]]) -> bytes:
     return _elf(code + b"\xb8\1\0\0\0\x0f\x05" + _EXIT)
 
 
-def avx_program() -> bytes:
-    """Executes VZEROUPPER, and ends with 0; without AVX it dies of SIGILL."""
-    return _elf(b"\xc5\xf8\x77" + _EXIT)
+def fsgsbase_program() -> bytes:
+    """Executes RDFSBASE, and ends with 0; where CR4.FSGSBASE is not set, it dies of SIGILL."""
+    return _elf(b"\xf3\x48\x0f\xae\xc0" + _EXIT)
 
 
 def _elf(code: bytes) -> bytes:

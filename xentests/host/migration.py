@@ -216,7 +216,7 @@ class Migration:
     def carry(self, source: Host, path: str, timeout_s: float = MIGRATE_S) -> None:
         """Copy a file of a host to the same place on the other."""
         other = self.other(source)
-        job = other.start("sh", "-c", 'exec busybox nc -l -p "$1" > "$2"', "receive", PORT, path)
+        job = other.start("busybox", "nc", "-l", "-p", PORT, "-e", "sh", "-c", 'exec cat > "$0"', path)
         source.succeed(_SEND, self.address_of(other), PORT, "cat", path, timeout_s=timeout_s)
         job.wait(timeout_s)
 
