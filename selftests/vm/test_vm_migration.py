@@ -19,6 +19,14 @@ from xentests.payload.symbols import read_symbols
 from xentests.pytest_plugin.supply import Hosts, Prepared
 from xentests.session import Session
 
+SPOIL = "/run/spoil"
+# Both tools talk to each other first and last, so that none of that may wait in a buffer for the end of a line.
+_SPOIL = f"""#!/bin/sh
+dd bs=64k count=16 status=none
+head -c 138000000 | LC_ALL=C sed s/{MARK}/{MARK.upper()}/
+exec cat
+"""
+
 
 class SessionHosts:
     """What suites get hosts from, here without a run around it; ``sabotage`` is done to each."""
@@ -80,8 +88,8 @@ def test_a_page_that_changes_on_the_way(travellers: Travellers, monkeypatch: pyt
     def sabotaged(self: Travellers, *arguments: Any, **wishes: Any) -> Any:
         guest = made(self, *arguments, **wishes)
         attempt = guest.migration.attempt
-        spoil = f"sed s/{MARK}/{MARK.upper()}/"
-        monkeypatch.setattr(guest.migration, "attempt", lambda *words, **more: attempt(*words, through=spoil, **more))
+        guest.guest.host.write_file(SPOIL, _SPOIL.encode(), mode=0o755)
+        monkeypatch.setattr(guest.migration, "attempt", lambda *words, **more: attempt(*words, through=SPOIL, **more))
         return guest
 
     monkeypatch.setattr(Travellers, "__call__", sabotaged)
