@@ -22,7 +22,7 @@ from xentests.lab.store import key_of
 from xentests.lab.template import Template
 from xentests.pytest_plugin.custody import Charge, HeldMachine
 from xentests.pytest_plugin.harness import Harness
-from xentests.session import READY_LIMIT_S, Session
+from xentests.session import Session, ready_limit_s
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Supply:
     ) -> tuple[Host, Charge]:
         """A host that is ready, and its charge, to be released when it is done with. Its logs go to ``folder/name``.
 
-        A clone, or booted (and prepared) anew with ``--xen-fresh-boot``. ``standby`` has the next clone of the same
+        A clone, or booted (and prepared) anew: with ``--xen-fresh-boot``, or a machine that is never frozen. ``standby`` has the next clone of the same
         kind made ahead.
         """
         _ = self.about
@@ -97,7 +97,8 @@ class Supply:
         self, name: str, folder: Path, machine: Machine, prepared: Prepared | None, *, standby: bool
     ) -> tuple[Host, Charge]:
         lab, image = self.session.lab, self.session.image
-        if self._harness.settings.fresh_boot:
+        fresh = self._harness.settings.fresh_boot or not machine.frozen
+        if fresh:
             domain = lab.boot(image, machine, name=name, log_dir=folder / name)
         else:
             template = self._template(machine, prepared)
@@ -106,10 +107,10 @@ class Supply:
         host = Host(domain, image)
         charge.host = host
         try:
-            if not self._harness.settings.fresh_boot:
+            if not fresh:
                 host.wake()
             else:
-                host.wait_ready(READY_LIMIT_S)
+                host.wait_ready(ready_limit_s(machine))
                 if prepared is not None:
                     prepared.prepare(host)
                     host.guests.close()
@@ -124,7 +125,7 @@ class Supply:
         lab, image = self.session.lab, self.session.image
 
         def boot() -> Template:
-            return lab.template(image, machine, ready=self._step(lambda host: host.wait_ready(READY_LIMIT_S)))
+            return lab.template(image, machine, ready=self._step(lambda host: host.wait_ready(ready_limit_s(machine))))
 
         base = self._once(machine, boot)
         if prepared is None:
@@ -213,7 +214,7 @@ class Hosts:
         self.made: list[Host] = []
 
     def pristine(self, *, machine: Machine | None = None, prepared: Prepared | None = None, again: bool = True) -> Host:
-        """A host that nobody has used: a clone, or booted anew with ``--xen-fresh-boot``.
+        """A host that nobody has used: a clone, or booted anew (``--xen-fresh-boot``, ``Machine.frozen``).
 
         ``again``: the next test will probably want such a host, too, so it is made while this one runs.
         """
