@@ -36,6 +36,9 @@ _STANDBY_AFTER_S = 0.5
 _STANDBYS = 2
 """How many are kept at most: those of templates that nobody asks for any more would hold memory for nothing."""
 
+_WAIT_S, _GIANT_WAIT_S = 60.0, 300.0
+"""How long a machine waits for others to end and make room; a giant may need that of all of them."""
+
 Step = Callable[[Domain], object]
 
 
@@ -112,7 +115,14 @@ class Lab:
 
     def boot(self, image: Image, machine: Machine, *, name: str, log_dir: Path) -> Domain:
         """Start a machine cold; returns when its CPUs run."""
-        domain = self._start(_Plan(image, machine, backing=(image.root_disk, "raw")), name=name, log_dir=log_dir)
+        plan = _Plan(image, machine, backing=(image.root_disk, "raw"))
+        wait_s = _GIANT_WAIT_S if machine.giant else _WAIT_S
+        try:
+            domain = self._start(plan, name=name, log_dir=log_dir, wait_s=0.0 if self._standbys else wait_s)
+        except LabFull:
+            if not self._drop_standbys():
+                raise
+            domain = self._start(plan, name=name, log_dir=log_dir, wait_s=wait_s)
         domain.resume()
         return domain
 
@@ -215,7 +225,7 @@ class Lab:
 
     # -- starting and ending ------------------------------------------------------------------------------------
 
-    def _load(self, source: Template, *, name: str, log_dir: Path | None, wait_s: float = 60.0) -> Domain:
+    def _load(self, source: Template, *, name: str, log_dir: Path | None, wait_s: float = _WAIT_S) -> Domain:
         plan = _Plan(
             source.image,
             source.machine,
@@ -226,7 +236,7 @@ class Lab:
         )
         return self._start(plan, name=name, log_dir=log_dir or self._log_dir("standby"), wait_s=wait_s)
 
-    def _start(self, plan: _Plan, *, name: str, log_dir: Path, wait_s: float = 60.0) -> Domain:
+    def _start(self, plan: _Plan, *, name: str, log_dir: Path, wait_s: float = _WAIT_S) -> Domain:
         """Start a machine as planned, paused, with its template's state loaded if it has one."""
         if plan.machine.arch == "arm64" and plan.image.dom0_kernel.stat().st_size > ARM64_KERNEL_ROOM:
             room = ARM64_KERNEL_ROOM >> 20
@@ -275,6 +285,8 @@ class Lab:
                 handle, name=name, machine=plan.machine, files=files, console_start=len(log), closed=self._close_later
             )
             domain.reap()
+            if plan.machine.giant:
+                domain.watch()
             if plan.loads is not None:
                 version = self._versions_of(plan.machine)["QEMU"]
                 template.load(domain, plan.loads.entry.file(template.STATE), qemu_version=version)

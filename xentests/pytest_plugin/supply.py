@@ -236,8 +236,18 @@ class Hosts:
 class Shared:
     """One host for several tests, made when the first of them asks, and anew after a test lost or failed on it."""
 
-    def __init__(self, supply: Supply, harness: Harness, *, name: str, folder: Path, prepared: Prepared | None) -> None:
+    def __init__(
+        self,
+        supply: Supply,
+        harness: Harness,
+        *,
+        name: str,
+        folder: Path,
+        prepared: Prepared | None,
+        machine: Machine | None = None,
+    ) -> None:
         self._supply = supply
+        self._machine = machine
         self._harness = harness
         self._name = name
         self._folder = folder
@@ -255,7 +265,9 @@ class Shared:
             self.renew()
         name = f"{self._name}{self._count or ''}"
         self._count += 1
-        self._host = self._supply.new(name=name, folder=self._folder, prepared=self._prepared)
+        self._host = self._supply.new(
+            name=name, folder=self._folder, machine=self._machine, prepared=self._prepared
+        )
         return self._host[0]
 
     def renew(self) -> None:
