@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
@@ -12,9 +13,10 @@ from xentests.pytest_plugin.supply import Hosts
 
 pytestmark = [pytest.mark.needs("amd64"), pytest.mark.timeout(1200)]
 
+LOG = logging.getLogger(__name__)
 PAGE_INFO_BYTES, M2P_BYTES = 32, 8
 """What Xen keeps of each page: struct page_info (arch/x86/include/asm/mm.h) and an entry of the machine-to-physical
-table (xen/include/asm-x86/config.h, the memory layout: 128 GiB of the one and 256 GiB of the other for 16 TiB and 128)."""
+table (the memory layout in xen/include/asm-x86/config.h: 128 GiB and 256 GiB for 16 TiB and 128)."""
 _OTHER_BYTES = 2
 """Page tables of both and of the direct map (8 bytes for 2 MiB, or for 4 KiB at worst in parts), the compat M2P."""
 _XEN_MIB = 64
@@ -36,14 +38,16 @@ def test_all_memory_is_found(giant_pv: Giant) -> None:
     cost_mib = info.total_memory - info.free_memory - dom0_mib
     pages = machine << 8
     low, high = (pages * size >> 20 for size in (PAGE_INFO_BYTES, PAGE_INFO_BYTES + M2P_BYTES + _OTHER_BYTES))
-    print(f"Xen keeps {cost_mib} MiB for {pages} pages, {(cost_mib << 20) / pages:.1f} bytes each")
-    assert low <= cost_mib <= high + _XEN_MIB, f"{cost_mib} MiB for {pages} pages: {low} to {high} were expected: {info}"
+    LOG.info("Xen keeps %d MiB for %d pages, %.1f bytes each", cost_mib, pages, (cost_mib << 20) / pages)
+    assert low <= cost_mib <= high + _XEN_MIB, (
+        f"{cost_mib} MiB for {pages} pages: {low} to {high} were expected: {info}"
+    )
 
 
 @pytest.mark.needs("pv")
 @sizes(64, 513, 600, 1024)
 def test_a_guest_costs_its_memory(giant_pv: Giant) -> None:
-    """With the guest there, as much less is free as it has, and a little for what Xen and the toolstack need with it."""
+    """With the guest there, as much less is free as it has, and a little for what Xen needs with it."""
     taken = giant_pv.before.free_memory - giant_pv.guest.host.xl.info().free_memory
     size = giant_pv.guest.spec.memory_mib
     assert size <= taken <= size + 64, f"{taken} MiB are not free any more since a guest of {size} MiB was made"
@@ -64,7 +68,9 @@ def test_numa_nodes(hosts: Hosts, machine: Machine, nodes: int) -> None:
     share = numa.memory_mib // nodes
     for node, size, free, distances in found:
         # The first has the hole below 4 GiB accounted to it or not, as a release counts.
-        assert abs(size - share) <= 2 or node in (0, nodes - 1), f"node {node} has {size} MiB instead of {share}: {text}"
+        assert abs(size - share) <= 2 or node in (0, nodes - 1), (
+            f"node {node} has {size} MiB instead of {share}: {text}"
+        )
         assert 0 <= free <= size, text
         assert [int(word) for word in distances.split(",")] == [10 if other == node else 20 for other in range(nodes)]
     cpus = {int(cpu): int(node) for cpu, _, _, node in _CPU.findall(topology.partition("cpu_topology")[2])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +12,15 @@ from xentests.host.frames_program import Window
 from xentests.host.guests import Guest
 from xentests.host.xl import parse_list
 
+LOG = logging.getLogger(__name__)
 _BALLOON = "/sys/devices/system/xen_memory/xen_memory0"
 BALLOON_S = 90.0
+_USABLE = re.compile(rb"(?:Xen|BIOS-e820): \[mem 0x[0-9a-f]+-0x([0-9a-f]+)\] usable")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A guest's memory in MiB as each has it: Xen, its limit there, xl, xenstore, the guest's balloon.
-
-    ``ends_mib`` is where the guest's own map of its memory ends.
-    """
+    """A guest's memory in MiB as each has it: Xen, its limit there, xl, xenstore, the guest's balloon."""
 
     xen_mib: int
     limit_mib: int
@@ -28,7 +28,6 @@ class Sizes:
     target_mib: int
     static_max_mib: int
     balloon_mib: int
-    ends_mib: int
 
 
 def sizes_of(guest: Guest) -> Sizes:
@@ -36,7 +35,6 @@ def sizes_of(guest: Guest) -> Sizes:
     host, path = guest.host, f"/local/domain/{guest.domid}/memory"
     listed = parse_list(host.succeed("xl", "list", guest.name).text)[0]
     pages, limit = _pages(guest)
-    last = guest.succeed("grep 'System RAM' /proc/iomem | tail -n 1").split(" ")[0].split("-")[1]
     return Sizes(
         xen_mib=pages >> 8,
         limit_mib=limit >> 8,
@@ -44,7 +42,6 @@ def sizes_of(guest: Guest) -> Sizes:
         target_mib=int(host.xenstore.read(f"{path}/target")) >> 10,
         static_max_mib=int(host.xenstore.read(f"{path}/static-max")) >> 10,
         balloon_mib=int(guest.succeed(f"cat {_BALLOON}/info/current_kb")) >> 10,
-        ends_mib=(int(last, 16) + 1) >> 20,
     )
 
 
@@ -57,23 +54,31 @@ def _pages(guest: Guest) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def ends_mib(guest: Guest) -> int:
+    """Where the memory ends that the guest's kernel was given, by its own map of it at boot."""
+    found = _USABLE.findall(guest.log.raw())
+    if not found:
+        raise guest.log.failure("its kernel printed no map of its memory")
+    return (int(found[-1], 16) + 1) >> 20
+
+
 def use_all(guest: Guest, windows: Mapping[str, Window]) -> dict[str, Window]:
-    """Use pages of each window; none may be empty and none may have lost what was written. Prints the figures."""
+    """Use pages of each window; none may be empty and none may have lost what was written. Logs the figures."""
     used = frames.use(guest, list(windows.values()))
     found = dict(zip(windows, used.windows, strict=True))
     for name, part in found.items():
-        print(
-            f"{name}: frames {part.first:#x} to {part.last:#x}: {part.pages} pages from {part.lowest:#x} to "
-            f"{part.highest:#x}, {part.wrong} wrong"
-        )
+        LOG.info("%s: %d pages of the frames from %#x to %#x, %d wrong", name, *_figures(part))
     missing = [name for name, part in found.items() if part.pages < part.wanted]
     assert not missing, (
         f"guest {guest.name} has too few frames {' and '.join(missing)} for a guest of {guest.spec.memory_mib} MiB "
-        f"(Linux caps itself at 512 GiB without xen_512gb_limit=0): {found}; its memory ends at "
-        f"{sizes_of(guest).ends_mib} MiB"
+        f"(Linux caps itself at 512 GiB without xen_512gb_limit=0): {found}; its memory ends at {ends_mib(guest)} MiB"
     )
     assert used.wrong == 0, f"guest {guest.name}: {used.wrong} of {used.pages} pages lost what was written: {found}"
     return found
+
+
+def _figures(part: Window) -> tuple[int, int, int, int]:
+    return part.pages, part.lowest, part.highest, part.wrong
 
 
 def balloon(guest: Guest, mib: int) -> None:

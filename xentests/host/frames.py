@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,13 +41,14 @@ def install(host: Host) -> None:
     host.succeed("sh", "-c", 'cat "$1" "$2.cpio" >"$2"', "join", GUEST_INITRD, INITRD)
 
 
-def use(guest: Guest, windows: Sequence[Window], *, timeout_s: float = 120.0) -> Used:
+def use(guest: Guest, windows: Sequence[Window], *, limit_mib: int = 768, timeout_s: float = 120.0) -> Used:
     """Write to and read from pages of all ``windows``, of which the guest must have free ones.
 
-    At most seven eighths of the guest's free memory are touched. Raises GuestFailure when the program cannot run.
+    At most ``limit_mib`` and seven eighths of the guest's free memory are touched. Raises GuestFailure when the program
+    cannot run.
     """
     free_kib = int(guest.succeed("awk '/^MemFree/ { print $2 }' /proc/meminfo"))
-    asked = base64.b64encode(request(windows, free_kib // 4 * 7 // 8)).decode()
+    asked = base64.b64encode(request(windows, min(limit_mib << 8, free_kib // 4 * 7 // 8))).decode()
     text = guest.succeed(
         f"echo {asked} | base64 -d > /tmp/asked; frames < /tmp/asked > /tmp/used; echo $? $(base64 /tmp/used)",
         timeout_s,
@@ -58,3 +60,13 @@ def use(guest: Guest, windows: Sequence[Window], *, timeout_s: float = 120.0) ->
         why = FAILURES.get(int(code) if code.isdecimal() else 0, "see what it printed")
         raise guest.log.failure(f"using its memory by frame ended with {code}: {why} ({error})") from error
     return Used(pages, wrong, tuple(found))
+
+
+def taken_at_boot(guest: Guest, first: int, count: int) -> int:
+    """How many of ``count`` frames from ``first`` on the guest's kernel took for itself when it booted.
+
+    /proc/kpageflags has a word a frame; KPF_RESERVED (32) is set and KPF_NOPAGE (20) is not.
+    """
+    text = guest.succeed(f"dd if=/proc/kpageflags bs=8 skip={first} count={count} 2>/dev/null | base64")
+    data = base64.b64decode("".join(text.split()))
+    return sum(1 for (flags,) in struct.iter_unpack("<Q", data) if flags >> 32 & 1 and not flags >> 20 & 1)

@@ -70,8 +70,13 @@ def answer(data: bytes, count: int) -> tuple[int, int, list[Window]]:
     if len(data) != _REQUEST:
         raise ValueError(f"{len(data)} bytes instead of {_REQUEST}")
     _, touched, wrong, _ = _HEAD.unpack_from(data)
-    rows = [_WINDOW.unpack_from(data, _HEAD.size + number * _WINDOW.size) for number in range(count)]
-    return touched, wrong, [Window(*row[:4], row[4] if row[3] else 0, *row[5:7]) for row in rows]
+    windows = []
+    for number in range(count):
+        first, last, wanted, pages, lowest, highest, bad, _ = _WINDOW.unpack_from(
+            data, _HEAD.size + number * _WINDOW.size
+        )
+        windows.append(Window(first, last, wanted, pages, lowest if pages else 0, highest, bad))
+    return touched, wrong, windows
 
 
 def program() -> bytes:
@@ -100,7 +105,9 @@ def _code() -> bytes:
     code.mov("rbx", 0).label("write")
     _page(code).store("rdi", 0, "rdi")
     _frame(code)
-    _page(code).copy(to="r8", source="rax").copy(to="rax", source="rdi").mov("rcx", 512).raw(b"\xf3\x48\xab")  # rep stosq
+    _page(code).copy(to="r8", source="rax").copy(to="rax", source="rdi").mov("rcx", 512).raw(
+        b"\xf3\x48\xab"
+    )  # rep stosq
     _count(code, _TABLE + 8)
     code.copy(to="rax", source="r8").mov("rdi", _FIRST_WINDOW).label("note")
     _outside(code, "noted")

@@ -100,6 +100,10 @@ class Machine:
                 f"memory_mib={self.memory_mib} leaves no room for Xen beside a dom0 of {self.dom0_memory_mib} MiB"
             )
 
+        self._check_devices()
+        self._check_numa()
+
+    def _check_devices(self) -> None:
         if not 0 <= self.usb_sticks <= 4:
             raise UsageError(f"usb_sticks={self.usb_sticks}: the controller has 4 ports")
         if self.usb_sticks and self.arch != "amd64":
@@ -110,6 +114,8 @@ class Machine:
             raise UsageError(f"iommu={self.iommu!r}: intel, or none")
         if (self.pci_nics or self.iommu) and self.arch != "amd64":
             raise UsageError(f"pci_nics, iommu: dom0 on {self.arch} has no PCI")
+
+    def _check_numa(self) -> None:
         if not 1 <= self.numa_nodes <= self.cpus:
             raise UsageError(f"numa_nodes={self.numa_nodes}: 1 to {self.cpus}, each with a CPU of its own")
         if self.numa_nodes > 1 and (self.arch != "amd64" or self.giant):

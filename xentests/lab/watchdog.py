@@ -28,9 +28,7 @@ class Watchdog:
     ``peak_mib`` is the most that it has occupied so far (VmHWM, proc(5)); ``verdict`` why it was ended, if it was.
     """
 
-    def __init__(
-        self, name: str, pid: int, *, budget_mib: int, available_mib: Callable[[], int] | None = None
-    ) -> None:
+    def __init__(self, name: str, pid: int, *, budget_mib: int, available_mib: Callable[[], int] | None = None) -> None:
         self.peak_mib = 0
         self.verdict = ""
         self._name = name

@@ -78,8 +78,8 @@ class Supply:
     ) -> tuple[Host, Charge]:
         """A host that is ready, and its charge, to be released when it is done with. Its logs go to ``folder/name``.
 
-        A clone, or booted (and prepared) anew: with ``--xen-fresh-boot``, or a machine that is never frozen. ``standby`` has the next clone of the same
-        kind made ahead.
+        A clone; or booted, and prepared, anew: with ``--xen-fresh-boot``, or on a machine that is never frozen.
+        ``standby`` has the next clone of the same kind made ahead.
         """
         _ = self.about
         return self._new(name, folder, machine or self.session.machine, prepared, standby=standby)
@@ -265,9 +265,7 @@ class Shared:
             self.renew()
         name = f"{self._name}{self._count or ''}"
         self._count += 1
-        self._host = self._supply.new(
-            name=name, folder=self._folder, machine=self._machine, prepared=self._prepared
-        )
+        self._host = self._supply.new(name=name, folder=self._folder, machine=self._machine, prepared=self._prepared)
         return self._host[0]
 
     def renew(self) -> None:
