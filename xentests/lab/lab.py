@@ -22,13 +22,13 @@ from xentests.lab.admission import Admission
 from xentests.lab.domain import Domain
 from xentests.lab.domain_xml import ARM64_KERNEL_ROOM, BootFiles, DomainFiles, domain_xml, stick_file
 from xentests.lab.emulator import Emulator
+from xentests.lab.images import make_overlay, make_stick
 from xentests.lab.libvirt_driver import EMBED, Connection
-from xentests.lab.machine import USB_STICK_MIB, Machine
+from xentests.lab.machine import Machine
 from xentests.lab.run_root import RunRoot
 from xentests.lab.store import Store, key_of
 from xentests.lab.template import Template
 from xentests.release.spec import SYSTEM_QEMU
-from xentests.tools import run_tool
 
 _STANDBY_AFTER_S = 0.5
 """When the next clone is made after one was handed out: making it at once would slow the first answer of that one."""
@@ -263,10 +263,10 @@ class Lab:
                 undo.callback(shutil.rmtree, directory, ignore_errors=True)
             log_dir.mkdir(parents=True, exist_ok=True)
             if plan.backing is not None:
-                _make_overlay(files.disk, *plan.backing)
+                make_overlay(files.disk, *plan.backing)
                 for number in range(plan.machine.usb_sticks):
                     frozen = plan.loads.entry.file(stick_file(number)) if plan.loads else None
-                    _make_stick(files.stick(number), frozen)
+                    make_stick(files.stick(number), frozen)
             log = plan.loads.entry.file(template.BOOT_LOG).read_bytes() if plan.loads else b""
             files.console_log.write_bytes(log)
             boot = BootFiles(plan.image.hypervisor, plan.image.dom0_kernel, plan.image.dom0_initrd)
@@ -386,20 +386,3 @@ def _rouse(domain: Domain) -> None:
     """
     if domain.machine.arch == "arm64":
         domain.console_write(b"\n")
-
-
-def _make_stick(stick: Path, backing: Path | None) -> None:
-    """A blank USB stick, or an overlay of one that was frozen."""
-    if backing is not None:
-        _make_overlay(stick, backing, "qcow2")
-    else:
-        size = f"{USB_STICK_MIB}M"
-        run_tool(["qemu-img", "create", "-q", "-f", "qcow2", stick, size], limit_s=30.0, package="qemu-utils")
-
-
-def _make_overlay(overlay: Path, backing: Path, backing_format: str) -> None:
-    run_tool(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", backing_format, overlay],
-        limit_s=30.0,
-        package="qemu-utils",
-    )
