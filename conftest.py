@@ -5,6 +5,7 @@ pytest_plugins = [
     "fixtures.releases",
     "fixtures.hosts",
     "fixtures.guests",
+    "fixtures.giants",
     "fixtures.hotplug",
     "fixtures.pairs",
     "fixtures.migration",

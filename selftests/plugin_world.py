@@ -31,6 +31,7 @@ class HeldDomain(FakeDomain):
         super().__init__(folder)
         self.name = name
         self.closed = False
+        self.ended_because = ""
         self.ended = folder / "ended"
         self.programs = {
             name: self._program(f"output of {name}\n".encode())

@@ -39,6 +39,10 @@ class LabFull(LabError):
     """The lab has no room: memory for another host, or disk space for another file."""
 
 
+class OverBudget(LabFull):
+    """The lab ended a giant machine that came to occupy more memory than was reserved for it."""
+
+
 class DomainGone(LabError):
     """The QEMU of a host ended although nobody asked it to."""
 

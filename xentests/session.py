@@ -27,6 +27,8 @@ from xentests.release.spec import SYSTEM_QEMU, parse_release
 
 READY_LIMIT_S = 120.0
 """From power-on to a dom0 whose agent answers; 5 to 10 s are usual under TCG."""
+_READY_S_PER_GIB = 0.25
+"""Xen makes its tables of all memory in that time: a sixteenth of a second a GiB on an idle lab."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Options:
     qemu: str = SYSTEM_QEMU
     mirror: str | None = None
     fresh_boot: bool = False
+
+
+def ready_limit_s(machine: Machine) -> float:
+    """How long a machine may take to boot, in seconds."""
+    return READY_LIMIT_S + _READY_S_PER_GIB * machine.memory_mib / 1024
 
 
 class Session:
@@ -100,7 +107,7 @@ class Session:
 
         def ready(domain: Domain) -> None:
             with contextlib.closing(Host(domain, self.image)) as host:
-                host.wait_ready(READY_LIMIT_S)
+                host.wait_ready(ready_limit_s(domain.machine))
 
         return self.lab.template(self.image, machine or self.machine, ready=ready)
 
@@ -119,7 +126,7 @@ class Session:
         domain = self.lab.boot(self.image, machine or self.machine, name=name, log_dir=log_dir)
         host = self._adopt(domain)
         try:
-            host.wait_ready(READY_LIMIT_S)
+            host.wait_ready(ready_limit_s(domain.machine))
         except BaseException:
             self.end(host)
             raise
@@ -137,8 +144,8 @@ class Session:
         return host
 
     def host(self, *, name: str, log_dir: Path, machine: Machine | None = None) -> Host:
-        """A pristine host: a clone, or booted cold when the options say so."""
-        if self.options.fresh_boot:
+        """A pristine host: a clone, or booted cold when the options say so or the machine is never frozen."""
+        if self.options.fresh_boot or not (machine or self.machine).frozen:
             return self.boot(name=name, log_dir=log_dir, machine=machine)
         return self.clone(self.template(machine), name=name, log_dir=log_dir)
 

@@ -11,6 +11,8 @@ from xentests.deadline import until
 from xentests.errors import AgentUnresponsive, LabError
 from xentests.host.host import Host
 from xentests.lab.domain import Domain
+from xentests.lab.machine import Machine
+from xentests.pytest_plugin.supply import Hosts
 
 
 def _machine(host: Host) -> Domain:
@@ -31,6 +33,11 @@ def test_qemu_is_killed(xen_host: Host) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     xen_host.succeed("true")
+
+
+def test_giant_outgrows_its_budget(hosts: Hosts, machine: Machine) -> None:
+    """A machine that is expected to occupy next to nothing boots a Xen."""
+    hosts.pristine(machine=machine.with_(resident_mib=8), again=False)
 
 
 def test_the_next_test_has_its_host(xen_host: Host) -> None:

@@ -38,6 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 VERDICTS = {
     "test_dom0_panics_unseen": "failed",
     "test_qemu_is_killed": "broken",
+    "test_giant_outgrows_its_budget": "broken",
     "test_the_next_test_has_its_host": "passed",
     "test_dom0_falls_silent": "failed",
     "test_looks_at_a_shared_host": "failed",
@@ -68,6 +69,13 @@ def test_a_panic_is_shown_with_its_words(finished: Finished) -> None:
 def test_a_killed_qemu_decides_nothing(finished: Finished) -> None:
     """Whatever the test stumbled over, the cause is named."""
     assert "DomainGone" in finished.allure()["test_qemu_is_killed"]["statusDetails"]["message"]
+
+
+def test_a_giant_beyond_its_budget_is_the_labs(finished: Finished) -> None:
+    """Whatever the test waited for, what the machine had and was to have is named."""
+    message = finished.allure()["test_giant_outgrows_its_budget"]["statusDetails"]["message"]
+    assert "OverBudget" in message
+    assert "of the 232 MiB reserved for it" in message
 
 
 def test_a_silent_dom0_is_seen_from_xen(finished: Finished) -> None:

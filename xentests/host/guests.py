@@ -29,6 +29,8 @@ _CREATE_S = 90.0
 _UP_S = 180.0
 """Seconds (scaled) for a guest to come up: 2 to 7 on an idle lab, 50 where several runs share two cores. A guest that
 dies is noticed at once, so nothing is lost by patience."""
+_MIB_PER_S = 4096
+"""Limits grow by a second for so much memory: Xen and libxc do something for each page, and so does the guest."""
 _FAR_S = 3.0
 """A timer this far off is fired in a clone, which has nearer ones by then: those make Xen set the hardware again."""
 T = TypeVar("T")
@@ -100,6 +102,7 @@ class Guest:
 
     def wait_ready(self, timeout_s: float = _UP_S) -> None:
         """Wait until the guest's own userland says that it is up. Raises GuestFailure."""
+        timeout_s += self.spec.memory_mib / _MIB_PER_S
         if self._boots:
             # The panic that a restart comes from is not the new boot's.
             boots = self._boots if self._rebooted else 0
@@ -212,7 +215,7 @@ class Guests:
         path = f"{_SPOOL}/{spec.name}.cfg"
         host.write_file(path, spec.config(host.arch).encode())
         guest = Guest(host, spec, GuestLog(spec.name, host.files, host.console))
-        result = host.run("xl", "create", path, timeout_s=_CREATE_S)
+        result = host.run("xl", "create", path, timeout_s=_CREATE_S + spec.memory_mib / _MIB_PER_S)
         if result.exit_code != 0:
             raise GuestFailure(f"{result}\nwhile guest {spec.name} was created from\n{spec.config(host.arch)}")
         self.made[spec.name] = guest

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Admission:
         self._file = root / f"reserved-{number}.json"
         self._reserved: dict[str, int] = {}
         self._available = available_mib or _available_mib
+        # All there is, where that is known: of this machine.
+        self._total_mib = math.inf if available_mib else psutil.virtual_memory().total >> 20
 
     def reserve(self, name: str, need_mib: int, *, wait_s: float = _WAIT_S) -> None:
         """Take ``need_mib`` for the host ``name``; waits while hosts that may end stand in the way.
@@ -58,7 +61,7 @@ class Admission:
                 room = self.room()
                 seen.append(room)
                 if room.free_mib < need_mib:
-                    if room.hosts == 0:
+                    if room.hosts == 0 or need_mib + _MARGIN_MIB > self._total_mib:
                         raise _full(name, need_mib, room)
                     return False
                 self._reserved[name] = need_mib

@@ -14,6 +14,7 @@ from xentests.lab.domain_xml import DomainFiles
 from xentests.lab.keeper import qemus
 from xentests.lab.libvirt_driver import DomainHandle
 from xentests.lab.machine import Machine
+from xentests.lab.watchdog import Watchdog
 
 
 class Domain:
@@ -43,6 +44,7 @@ class Domain:
         self.log_dir = files.console_log.parent
         self.console_log = files.console_log
         self.console_start = console_start
+        self._watchdog: Watchdog | None = None
 
     def agent(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float) -> Any:
         """Run one guest-agent command; returns its ``return`` value (qemu-ga's schema, qapi/qga).
@@ -132,6 +134,22 @@ class Domain:
         self.console_log = target
         self.files = dataclasses.replace(self.files, console_log=target)
 
+    def watch(self) -> None:
+        """Have it ended when it outgrows what was reserved for it. For a giant that was just started."""
+        pid = self.pid()
+        if pid is not None:
+            self._watchdog = Watchdog(self.name, pid, budget_mib=self.machine.reserved_mib)
+
+    @property
+    def peak_mib(self) -> int:
+        """The most memory that a watched machine has occupied so far, in MiB; 0 for others."""
+        return self._watchdog.look() if self._watchdog else 0
+
+    @property
+    def ended_because(self) -> str:
+        """Why the lab itself ended it before its time; empty if it has not."""
+        return self._watchdog.verdict if self._watchdog else ""
+
     def pid(self) -> int | None:
         """Process id of its QEMU on this machine; None on a remote lab or when it is gone."""
         for pid, line in qemus(self.libvirt_name):
@@ -158,4 +176,6 @@ class Domain:
 
     def end(self) -> None:
         """End it and wait until its QEMU is gone."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._handle.destroy(self.pid())

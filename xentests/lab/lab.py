@@ -22,19 +22,22 @@ from xentests.lab.admission import Admission
 from xentests.lab.domain import Domain
 from xentests.lab.domain_xml import ARM64_KERNEL_ROOM, BootFiles, DomainFiles, domain_xml, stick_file
 from xentests.lab.emulator import Emulator
+from xentests.lab.images import make_overlay, make_stick
 from xentests.lab.libvirt_driver import EMBED, Connection
-from xentests.lab.machine import USB_STICK_MIB, Machine
+from xentests.lab.machine import Machine
 from xentests.lab.run_root import RunRoot
 from xentests.lab.store import Store, key_of
 from xentests.lab.template import Template
 from xentests.release.spec import SYSTEM_QEMU
-from xentests.tools import run_tool
 
 _STANDBY_AFTER_S = 0.5
 """When the next clone is made after one was handed out: making it at once would slow the first answer of that one."""
 
 _STANDBYS = 2
 """How many are kept at most: those of templates that nobody asks for any more would hold memory for nothing."""
+
+_WAIT_S, _GIANT_WAIT_S = 60.0, 300.0
+"""How long a machine waits for others to end and make room; a giant may need that of all of them."""
 
 Step = Callable[[Domain], object]
 
@@ -112,7 +115,14 @@ class Lab:
 
     def boot(self, image: Image, machine: Machine, *, name: str, log_dir: Path) -> Domain:
         """Start a machine cold; returns when its CPUs run."""
-        domain = self._start(_Plan(image, machine, backing=(image.root_disk, "raw")), name=name, log_dir=log_dir)
+        plan = _Plan(image, machine, backing=(image.root_disk, "raw"))
+        wait_s = _GIANT_WAIT_S if machine.giant else _WAIT_S
+        try:
+            domain = self._start(plan, name=name, log_dir=log_dir, wait_s=0.0 if self._standbys else wait_s)
+        except LabFull:
+            if not self._drop_standbys():
+                raise
+            domain = self._start(plan, name=name, log_dir=log_dir, wait_s=wait_s)
         domain.resume()
         return domain
 
@@ -215,7 +225,7 @@ class Lab:
 
     # -- starting and ending ------------------------------------------------------------------------------------
 
-    def _load(self, source: Template, *, name: str, log_dir: Path | None, wait_s: float = 60.0) -> Domain:
+    def _load(self, source: Template, *, name: str, log_dir: Path | None, wait_s: float = _WAIT_S) -> Domain:
         plan = _Plan(
             source.image,
             source.machine,
@@ -226,7 +236,7 @@ class Lab:
         )
         return self._start(plan, name=name, log_dir=log_dir or self._log_dir("standby"), wait_s=wait_s)
 
-    def _start(self, plan: _Plan, *, name: str, log_dir: Path, wait_s: float = 60.0) -> Domain:
+    def _start(self, plan: _Plan, *, name: str, log_dir: Path, wait_s: float = _WAIT_S) -> Domain:
         """Start a machine as planned, paused, with its template's state loaded if it has one."""
         if plan.machine.arch == "arm64" and plan.image.dom0_kernel.stat().st_size > ARM64_KERNEL_ROOM:
             room = ARM64_KERNEL_ROOM >> 20
@@ -253,10 +263,10 @@ class Lab:
                 undo.callback(shutil.rmtree, directory, ignore_errors=True)
             log_dir.mkdir(parents=True, exist_ok=True)
             if plan.backing is not None:
-                _make_overlay(files.disk, *plan.backing)
+                make_overlay(files.disk, *plan.backing)
                 for number in range(plan.machine.usb_sticks):
                     frozen = plan.loads.entry.file(stick_file(number)) if plan.loads else None
-                    _make_stick(files.stick(number), frozen)
+                    make_stick(files.stick(number), frozen)
             log = plan.loads.entry.file(template.BOOT_LOG).read_bytes() if plan.loads else b""
             files.console_log.write_bytes(log)
             boot = BootFiles(plan.image.hypervisor, plan.image.dom0_kernel, plan.image.dom0_initrd)
@@ -275,6 +285,8 @@ class Lab:
                 handle, name=name, machine=plan.machine, files=files, console_start=len(log), closed=self._close_later
             )
             domain.reap()
+            if plan.machine.giant:
+                domain.watch()
             if plan.loads is not None:
                 version = self._versions_of(plan.machine)["QEMU"]
                 template.load(domain, plan.loads.entry.file(template.STATE), qemu_version=version)
@@ -374,20 +386,3 @@ def _rouse(domain: Domain) -> None:
     """
     if domain.machine.arch == "arm64":
         domain.console_write(b"\n")
-
-
-def _make_stick(stick: Path, backing: Path | None) -> None:
-    """A blank USB stick, or an overlay of one that was frozen."""
-    if backing is not None:
-        _make_overlay(stick, backing, "qcow2")
-    else:
-        size = f"{USB_STICK_MIB}M"
-        run_tool(["qemu-img", "create", "-q", "-f", "qcow2", stick, size], limit_s=30.0, package="qemu-utils")
-
-
-def _make_overlay(overlay: Path, backing: Path, backing_format: str) -> None:
-    run_tool(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", backing_format, overlay],
-        limit_s=30.0,
-        package="qemu-utils",
-    )

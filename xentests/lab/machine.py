@@ -58,7 +58,9 @@ class Machine:
     ``PCI_NIC_SLOT``; their addresses are those of ``nic_mac``. ``iommu`` (x86-64 only) is an IOMMU of that vendor:
     Intel's, which Xen uses with any CPU (QEMU's of AMD's takes the PCI slot of libvirt's root ports).
     ``qemu`` is the QEMU that it runs under (``lab.emulator``), ``system`` or ``debian:SUITE``.
-    ``resident_mib`` is what admission reserves when it is not all of ``memory_mib`` (sparse giants).
+    ``resident_mib`` makes it a giant: most of ``memory_mib`` is never touched, nothing is set aside for it, and this is
+    what the lab expects it to occupy; admission reserves that, and the lab ends a machine that grows beyond it.
+    ``numa_nodes`` (x86-64 only) share memory and CPUs evenly. Neither kind is ever frozen: see ``frozen``.
     """
 
     arch: Arch
@@ -77,6 +79,7 @@ class Machine:
     iommu: Iommu = ""
     qemu: str = dataclasses.field(default=SYSTEM_QEMU, repr=False)  # keys of templates have all its bytes
     resident_mib: int | None = None
+    numa_nodes: int = dataclasses.field(default=1, repr=False)  # such a machine has no template, so no key
 
     def __post_init__(self) -> None:
         if self.timing not in ("fast", "deterministic"):
@@ -97,6 +100,10 @@ class Machine:
                 f"memory_mib={self.memory_mib} leaves no room for Xen beside a dom0 of {self.dom0_memory_mib} MiB"
             )
 
+        self._check_devices()
+        self._check_numa()
+
+    def _check_devices(self) -> None:
         if not 0 <= self.usb_sticks <= 4:
             raise UsageError(f"usb_sticks={self.usb_sticks}: the controller has 4 ports")
         if self.usb_sticks and self.arch != "amd64":
@@ -107,6 +114,28 @@ class Machine:
             raise UsageError(f"iommu={self.iommu!r}: intel, or none")
         if (self.pci_nics or self.iommu) and self.arch != "amd64":
             raise UsageError(f"pci_nics, iommu: dom0 on {self.arch} has no PCI")
+
+    def _check_numa(self) -> None:
+        if not 1 <= self.numa_nodes <= self.cpus:
+            raise UsageError(f"numa_nodes={self.numa_nodes}: 1 to {self.cpus}, each with a CPU of its own")
+        if self.numa_nodes > 1 and (self.arch != "amd64" or self.giant):
+            raise UsageError(f"numa_nodes={self.numa_nodes}: on x86-64 only, with memory that is all there")
+
+    @property
+    def giant(self) -> bool:
+        """Whether it has more memory than is ever to be used of it."""
+        return self.resident_mib is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether hosts on it are cloned; giants and NUMA machines are booted (docs/decisions/21-giant-machines.md)."""
+        return not self.giant and self.numa_nodes == 1
+
+    @property
+    def physical_bits(self) -> int:
+        """Width of physical addresses, 0 for the CPU model's own 40: one more than the memory's, which has holes."""
+        bits = (self.memory_mib << 20).bit_length() + 1
+        return bits if bits > 40 else 0
 
     @property
     def reserved_mib(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from xentests.deadline import Deadline, until
-from xentests.errors import DomainGone, HostHang, HypervisorCrash, LabError, XentestsError
+from xentests.errors import DomainGone, HostHang, HypervisorCrash, LabError, OverBudget, XentestsError
 from xentests.report import evidence
 from xentests.report.evidence import Evidence, Inside, Machine, guarded
 from xentests.report.run import file_name
@@ -33,6 +33,10 @@ class HeldMachine(Machine, Protocol):
     @property
     def closed(self) -> bool:
         """Whether it was closed on purpose."""
+
+    @property
+    def ended_because(self) -> str:
+        """Why the lab itself ended it; empty if it has not."""
 
     def close(self) -> None:
         """End it, off the caller's path."""
@@ -188,6 +192,9 @@ class Custody:
             return
         # Its channels break before the lab knows: after an error of the lab's, look twice.
         if _is_gone(charge.machine, within_s=1.0 if isinstance(cause, LabError) else 0.0):
+            if charge.machine.ended_because:
+                charge.lost = OverBudget(charge.machine.ended_because)
+                raise charge.lost from cause
             charge.lost = DomainGone(
                 f"{charge.name}: its QEMU ended although nobody asked it to, so nothing is decided about Xen. Look at "
                 f"the end of {charge.machine.console_log} and for an out-of-memory kill in the outer kernel's log"

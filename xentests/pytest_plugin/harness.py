@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 KEY = pytest.StashKey["Harness"]()
 MAIN = "main"
+FIGURE = "figure."
+"""How the names of properties that are figures begin."""
 
 
 class Harness:
@@ -69,6 +71,11 @@ class Harness:
     def learn(self, facts: Mapping[str, Any]) -> None:
         """Keep facts about the run for its manifest and reports."""
         self.run.add_facts(self.worker, facts)
+
+    def figure(self, name: str, value: float) -> None:
+        """A figure of the test under way, for its reports: measured, and not what it passes or fails by."""
+        if self.current is not None:
+            self.current.user_properties.append((f"{FIGURE}{name}", value))
 
     def say(self, text: str) -> None:
         """A line of progress: into the run's log, and to ``progress`` if anybody listens."""

@@ -15,7 +15,7 @@ import pytest
 
 from xentests.errors import XentestsError
 from xentests.pytest_plugin.cleaning import clean_report
-from xentests.pytest_plugin.harness import Harness
+from xentests.pytest_plugin.harness import FIGURE, Harness
 from xentests.pytest_plugin.verdicts import verdict_of
 from xentests.report import allure_results, junit
 from xentests.report.allure_results import Subject
@@ -144,7 +144,10 @@ class Phases:
             allure_results.attach(taken, str(report.when))
         if report.when == "teardown":
             verdicts = item.stash[_VERDICTS]
-            allure_results.conclude(subject, worst(verdicts))
+            figures = {
+                name.removeprefix(FIGURE): str(value) for name, value in item.user_properties if name.startswith(FIGURE)
+            }
+            allure_results.conclude(subject, worst(verdicts), figures)
 
 
 class InnermostCleaner:

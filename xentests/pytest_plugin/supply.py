@@ -22,7 +22,7 @@ from xentests.lab.store import key_of
 from xentests.lab.template import Template
 from xentests.pytest_plugin.custody import Charge, HeldMachine
 from xentests.pytest_plugin.harness import Harness
-from xentests.session import READY_LIMIT_S, Session
+from xentests.session import Session, ready_limit_s
 
 T = TypeVar("T")
 
@@ -79,8 +79,8 @@ class Supply:
     ) -> tuple[Host, Charge]:
         """A host that is ready, and its charge, to be released when it is done with. Its logs go to ``folder/name``.
 
-        A clone, or booted (and prepared) anew with ``--xen-fresh-boot``. ``standby`` has the next clone of the same
-        kind made ahead.
+        A clone; or booted, and prepared, anew: with ``--xen-fresh-boot``, or on a machine that is never frozen.
+        ``standby`` has the next clone of the same kind made ahead.
         """
         if self._under_test:
             _ = self.about
@@ -103,7 +103,8 @@ class Supply:
         self, name: str, folder: Path, machine: Machine, prepared: Prepared | None, *, standby: bool
     ) -> tuple[Host, Charge]:
         lab, image = self.session.lab, self.session.image
-        if self._harness.settings.fresh_boot:
+        fresh = self._harness.settings.fresh_boot or not machine.frozen
+        if fresh:
             domain = lab.boot(image, machine, name=name, log_dir=folder / name)
         else:
             template = self._template(machine, prepared)
@@ -112,10 +113,10 @@ class Supply:
         host = Host(domain, image)
         charge.host = host
         try:
-            if not self._harness.settings.fresh_boot:
+            if not fresh:
                 host.wake()
             else:
-                host.wait_ready(READY_LIMIT_S)
+                host.wait_ready(ready_limit_s(machine))
                 if prepared is not None:
                     prepared.prepare(host)
                     host.guests.close()
@@ -130,7 +131,7 @@ class Supply:
         lab, image = self.session.lab, self.session.image
 
         def boot() -> Template:
-            return lab.template(image, machine, ready=self._step(lambda host: host.wait_ready(READY_LIMIT_S)))
+            return lab.template(image, machine, ready=self._step(lambda host: host.wait_ready(ready_limit_s(machine))))
 
         base = self._once(machine, boot)
         if prepared is None:
@@ -226,7 +227,7 @@ class Hosts:
         again: bool = True,
         release: str | None = None,
     ) -> Host:
-        """A host that nobody has used: a clone, or booted anew with ``--xen-fresh-boot``.
+        """A host that nobody has used: a clone, or booted anew (``--xen-fresh-boot``, ``Machine.frozen``).
 
         ``again``: the next test will probably want such a host, too, so it is made while this one runs. ``release``:
         one that is not under test, such as the one before it.
@@ -250,8 +251,18 @@ class Hosts:
 class Shared:
     """One host for several tests, made when the first of them asks, and anew after a test lost or failed on it."""
 
-    def __init__(self, supply: Supply, harness: Harness, *, name: str, folder: Path, prepared: Prepared | None) -> None:
+    def __init__(
+        self,
+        supply: Supply,
+        harness: Harness,
+        *,
+        name: str,
+        folder: Path,
+        prepared: Prepared | None,
+        machine: Machine | None = None,
+    ) -> None:
         self._supply = supply
+        self._machine = machine
         self._harness = harness
         self._name = name
         self._folder = folder
@@ -269,7 +280,7 @@ class Shared:
             self.renew()
         name = f"{self._name}{self._count or ''}"
         self._count += 1
-        self._host = self._supply.new(name=name, folder=self._folder, prepared=self._prepared)
+        self._host = self._supply.new(name=name, folder=self._folder, machine=self._machine, prepared=self._prepared)
         return self._host[0]
 
     def renew(self) -> None:

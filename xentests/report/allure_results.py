@@ -87,8 +87,13 @@ def describe(subject: Subject, labels: Mapping[str, str]) -> None:
         allure.dynamic.parameter(name, value)
 
 
-def conclude(subject: Subject, verdict: Verdict) -> None:
-    """Say how the test under way ended. Titles only now: allure-pytest sets its own after every set-up."""
+def conclude(subject: Subject, verdict: Verdict, figures: Mapping[str, str]) -> None:
+    """Say how the test under way ended. Titles only now: allure-pytest sets its own after every set-up.
+
+    ``figures`` differ from run to run, and are no part of what makes it the same test.
+    """
+    for name, value in figures.items():
+        allure.dynamic.parameter(name, value, excluded=True)
     allure.dynamic.title(subject.title)
     allure.dynamic.description(subject.description)
     allure.dynamic.label(_VERDICT, verdict)
@@ -186,7 +191,7 @@ _ERROR_GROUPS = (
     ("Hypervisor or dom0 crash", "failed", "HypervisorCrash"),
     ("Host hangs", "failed", "HostHang|Dom0Hang|HypervisorHang"),
     ("Product failures", "failed", ""),
-    ("Lab: a machine died or found no room", "broken", "DomainGone|LabFull|AgentUnresponsive"),
+    ("Lab: a machine died or found no room", "broken", "DomainGone|LabFull|OverBudget|AgentUnresponsive"),
     ("Lab: other", "broken", "LabError|DownloadError|CorruptEntry|ToolFailed"),
     ("Test or harness is wrong", "broken", ""),
 )
