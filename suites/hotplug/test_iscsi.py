@@ -86,6 +86,7 @@ def test_target_that_is_not_there(guest: Guest) -> None:
     guest.wait_tick()
 
 
+@pytest.mark.long
 def test_disk_from_the_beginning(guest: Guest) -> None:
     """A guest that is created with an iSCSI disk has it, and its end logs dom0 out.
 
