@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, mainly, only
-from suites.hotplug.use import SIZE, SOME_TIMES, TIMES, dom0_reads, loses, read_back, renew, write_and_verify
+from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, TIMES, Rounds, mainly, only
+from suites.hotplug.use import SIZE, SOME_TIMES, dom0_reads, loses, read_back, renew, write_and_verify
 from xentests.host.capabilities import GUEST_KINDS
 from xentests.host.devices import Device, DeviceFailure
 from xentests.host.guest_spec import Disk, Kind
@@ -27,7 +27,7 @@ _LIGHT = f'#!/bin/sh\n[ $1 = remove ] || xenstore-write "$XENBUS_PATH/physical-d
 BACKENDS = {"phy": LOOP, "script": LIGHT, "file": FILE, "raw": RAW, "qcow2": QCOW2}
 """``script`` is ``phy`` with a script that does nothing else: Xen's own takes an emulated dom0 3 s to attach a disk."""
 OFTEN = {("pv", "script"), ("pvh", "raw"), ("hvm", "qcow2")}
-"""Which kind of guest has which back end come and go TIMES times."""
+"""Which kind of guest has which back end come and go TIMES times in short runs, too."""
 LONG = {("pvh", "raw"), ("hvm", "qcow2")}
 PAIRS: list[tuple[Kind, str]] = [
     *(("pv", backend) for backend in BACKENDS),
@@ -59,15 +59,15 @@ def attach(guest: Guest, disk: Disk) -> Device:
     [pytest.param(*pair, id="-".join(pair), marks=_marks(*pair)) for pair in PAIRS],
     indirect=["plugged"],
 )
-def test_attach_use_detach(plugged: Guest, backend: str) -> None:
-    """A disk is attached and detached 20 (or 2) times, and each time holds what was written the last time.
+def test_attach_use_detach(plugged: Guest, backend: str, rounds: Rounds) -> None:
+    """A disk is attached and detached 20 times, and each time holds what was written the last time.
 
     docs/man/xl.1, block-attach and block-detach; docs/man/xl-disk-configuration.5, backendtype and format.
     """
     disk = BACKENDS[backend]
     plugged.host.write_file("/etc/xen/scripts/block-light", _LIGHT.encode(), mode=0o755)
     before, last = plugged.host.leaks.snapshot(), ""
-    for _ in range(TIMES if (plugged.spec.kind, backend) in OFTEN else SOME_TIMES):
+    for _ in range(rounds(TIMES if (plugged.spec.kind, backend) in OFTEN else SOME_TIMES)):
         device = attach(plugged, disk)
         assert device.number in plugged.devices.numbers("vbd")
         size, found, written = renew(device)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from fixtures.guests import with_guest
+from fixtures.hotplug import Rounds
 from fixtures.pairs import Join
-from suites.hotplug.use import read_back, write_anew
+from suites.hotplug.use import SOME_TIMES, read_back, write_anew
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host import drbd
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.needs("drbd", "pv")
 
 GUEST = GuestSpec(kind="pv")
 DISK = Disk(drbd.NAME, vdev="xvdb", script="block-drbd")
-ROUNDS = 3
 
 _STOP = "/tmp/stop"
 # One block of random data after the other, each on the disk before the next; the number of the last one is a file.
@@ -120,7 +120,7 @@ def test_data_is_on_both_hosts(site: Site) -> None:
 
 
 @pytest.mark.long
-def test_roles_follow_the_disk(site: Site) -> None:
+def test_roles_follow_the_disk(site: Site, rounds: Rounds) -> None:
     """A host is primary exactly while its guest has the disk; rounds of it leave nothing behind, and lose no data.
 
     /etc/xen/scripts/block-drbd: "This will direct Xen to put the DRBD resource ... into the Primary role";
@@ -130,7 +130,7 @@ def test_roles_follow_the_disk(site: Site) -> None:
     guest.devices.attach(DISK).detach()
     before = guest.host.leaks.snapshot()
     assert site.roles() == ("Secondary", "Secondary")
-    for _ in range(ROUNDS):
+    for _ in range(rounds(SOME_TIMES)):
         disk = guest.devices.attach(DISK)
         assert site.roles() == ("Primary", "Secondary")
         assert not data or read_back(disk) == data

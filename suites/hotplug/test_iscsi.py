@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 
 from fixtures.guests import with_guest
+from fixtures.hotplug import Rounds
+from suites.hotplug.use import SOME_TIMES
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Disk, GuestSpec
@@ -24,7 +26,6 @@ GUEST = GuestSpec(kind="pv")
 TARGET = Target("iqn.2026-01.org.xentests:disk", "/var/tmp/disk.img")
 DISK = Disk(TARGET.params, vdev="xvdb", script="block-iscsi")
 MIB = 8
-ROUNDS = 2
 _DISK_DRIVERS = "-e ata -e scsi -e t10 -e sd_"
 
 
@@ -58,14 +59,14 @@ def test_data_reaches_the_target(guest: Guest) -> None:
     assert guest.succeed("head -c 4096k /dev/xvdb | md5sum", timeout_s=60) == written
 
 
-def test_sessions_follow_the_disk(guest: Guest) -> None:
+def test_sessions_follow_the_disk(guest: Guest, rounds: Rounds) -> None:
     """dom0 is logged in to the target exactly while a guest has the disk, and rounds of it leave nothing behind.
 
     docs/misc/block-scripts.txt: the script connects a device when it is added and lets it go when it is removed.
     """
     guest.devices.attach(DISK).detach()
     iscsi, before = Iscsi(guest.host), guest.host.leaks.snapshot()
-    for _ in range(ROUNDS):
+    for _ in range(rounds(SOME_TIMES)):
         disk = guest.devices.attach(DISK)
         assert iscsi.sessions() == [TARGET.iqn]
         disk.detach()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from fixtures.hotplug import MAX_MIB, START_MIB, mainly
-from suites.hotplug.use import SOME_TIMES, TIMES
+from fixtures.hotplug import MAX_MIB, START_MIB, TIMES, Rounds, mainly
+from suites.hotplug.use import SOME_TIMES
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.host.xl import parse_list
@@ -69,13 +69,13 @@ def reaches(guest: Guest, mib: int, since: Memory) -> None:
     assert seen.grown_by(mib, since), f"{mib:+} MiB were asked for: {seen}, and before that {since}"
 
 
-def test_balloon_down_and_up(plugged: Guest) -> None:
-    """The guest gives memory back and gets it again, 20 (or 2) times; what it keeps in the rest is not touched.
+def test_balloon_down_and_up(plugged: Guest, rounds: Rounds) -> None:
+    """The guest gives memory back and gets it again, 20 times; what it keeps in the rest is not touched.
 
     docs/man/xl.1, mem-set.
     """
     before, kept = start(plugged), plugged.succeed(_KEEP.format(4))
-    for _ in range(TIMES if plugged.spec.kind == "pv" else SOME_TIMES):
+    for _ in range(rounds(TIMES if plugged.spec.kind == "pv" else SOME_TIMES)):
         reaches(plugged, LOW_MIB - START_MIB, before)
         reaches(plugged, 0, before)
     assert plugged.succeed(_KEPT) == kept

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from fixtures.hotplug import BRIDGE, FOLDER, HOST_ADDRESS, NIC, growing, mainly, only, plugging
-from suites.hotplug.use import SOME_TIMES, TIMES, bring_up, loses, ping_and_verify
+from fixtures.hotplug import BRIDGE, FOLDER, HOST_ADDRESS, NIC, TIMES, Rounds, growing, mainly, only, plugging
+from suites.hotplug.use import SOME_TIMES, bring_up, loses, ping_and_verify
 from xentests.host.capabilities import GUEST_KINDS
 from xentests.host.guests import Guest
 from xentests.lab.machine import Machine
@@ -52,15 +52,15 @@ _MAKE = "dd if=/dev/urandom of=/tmp/sent bs=1M count=2 2>/dev/null; sha256sum < 
     ],
     indirect=["plugged"],
 )
-def test_attach_use_detach(plugged: Guest, script: str) -> None:
-    """An interface comes and goes 20 (or 2) times; each time every packet to dom0 and back is counted at both ends.
+def test_attach_use_detach(plugged: Guest, script: str, rounds: Rounds) -> None:
+    """An interface comes and goes 20 times; each time every packet to dom0 and back is counted at both ends.
 
     docs/man/xl.1, network-attach and network-detach.
     """
     plugged.host.write_file(LIGHT, _LIGHT.encode(), mode=0o755)
     what = dataclasses.replace(NIC, script=LIGHT) if script == "light" else NIC
     before = plugged.host.leaks.snapshot()
-    for _ in range(TIMES if script == "light" else SOME_TIMES):
+    for _ in range(rounds(TIMES if script == "light" else SOME_TIMES)):
         device = plugged.devices.attach(what)
         assert device.number in plugged.devices.numbers("vif")
         name = bring_up(device, ADDRESS)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from fixtures.hotplug import Rounds
 from fixtures.pci import ADDRESS, CARDS, NICS, PCI_KINDS, PEER_ADDRESS, PEER_NIC, only_pci, pci_guest
-from suites.hotplug.use import loses
+from suites.hotplug.use import SOME_TIMES, loses
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Kind
@@ -24,8 +25,6 @@ pytestmark = pytest.mark.needs("pci-backend", "e1000")
 
 CARD, OTHER_CARD = nic(0), nic(1)
 NOTHING, NONSENSE = "0000:00:1e.0", "nonsense"
-ROUNDS: dict[Kind, int] = {"pv": 2, "hvm": 2}
-"""How often a card comes and goes: a round takes 12 s with a PV guest on a busy lab."""
 _MAKE = "head -c 1048576 /dev/urandom > /tmp/sent; sha256sum < /tmp/sent"
 _SERVE = "httpd -h /tmp -p {0}:8000"
 _FETCH = "wget -q -O - http://{0}:8000/sent | sha256sum"
@@ -88,14 +87,14 @@ def test_assignable(pci_host: Host) -> None:
     dom0_uses(pci_host, 0)
 
 
-def test_attach_use_detach(pci: GuestPci) -> None:
+def test_attach_use_detach(pci: GuestPci, rounds: Rounds) -> None:
     """A card comes to the guest and goes several times, carries packets each time, and dom0 can use it in between.
 
     docs/man/xl.1, pci-attach, pci-list and pci-detach.
     """
     host, dom0, guest = pci.guest.host, Dom0Pci(pci.guest.host), pci.guest
     before = host.leaks.snapshot()
-    for _ in range(ROUNDS[pci.guest.spec.kind]):
+    for _ in range(rounds(SOME_TIMES)):
         give(pci, CARD)
         assert list(pci.listed()) == pci.in_xenstore() == [CARD]
         pci.wait_devices(1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from fixtures.guests import with_guest
+from fixtures.hotplug import Rounds
+from suites.hotplug.use import SOME_TIMES
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.guest_spec import Disk, GuestSpec
@@ -22,7 +24,6 @@ from xentests.pytest_plugin.supply import Hosts, Prepared
 pytestmark = pytest.mark.needs("usb-devices")
 
 STICKS = 2
-ROUNDS = 8
 KIB = 128
 CONNECTED = 4
 """XenbusStateConnected of xen/include/public/io/xenbus.h."""
@@ -139,7 +140,7 @@ ONE_EACH = [way for way in WAYS if way.id in ("hvm-ehci", "pv-qusb", "pv-kernel"
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", ONE_EACH)
-def test_rounds(usb: GuestUsb, way: Way) -> None:
+def test_rounds(usb: GuestUsb, way: Way, rounds: Rounds) -> None:
     """Plugged in and pulled out again and again, the guest sees a stick each time, and nothing is left in dom0.
 
     docs/man/xl.1, "usbdev-attach" and "usbdev-detach".
@@ -148,7 +149,7 @@ def test_rounds(usb: GuestUsb, way: Way) -> None:
     controller = attach_controller(usb, way)
     usb.wait_no_disk("stick0")
     before = host.leaks.snapshot()
-    for _ in range(ROUNDS):
+    for _ in range(rounds(SOME_TIMES)):
         usb.plug(dom0.find("stick0"), f"controller={controller.devid}", "port=1")
         usb.wait_disk("stick0")
         usb.unplug(controller, 1)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from fixtures.hotplug import VCPUS, only
-from suites.hotplug.use import SOME_TIMES, TIMES
+from fixtures.hotplug import TIMES, VCPUS, Rounds, only
+from suites.hotplug.use import SOME_TIMES
 from xentests.host.guests import Guest
 
 _CPU = "/sys/devices/system/cpu/cpu1"
@@ -44,15 +44,15 @@ def works(guest: Guest, number: int) -> bool:
 
 
 @only("pv", "pvh")
-def test_up_and_down(plugged: Guest) -> None:
-    """A second vCPU comes and goes 20 (or 2) times; the guest counts it, it works, and Xen and xenstore agree.
+def test_up_and_down(plugged: Guest, rounds: Rounds) -> None:
+    """A second vCPU comes and goes 20 times; the guest counts it, it works, and Xen and xenstore agree.
 
     docs/man/xl.1, vcpu-set: "the highest number VCPUs will be hotplug removed".
     """
     set_vcpus(plugged, 1)
     plugged.wait_for(_ONLINE, "0")
     assert works(plugged, 0)
-    for _ in range(TIMES if plugged.spec.kind == "pv" else SOME_TIMES):
+    for _ in range(rounds(TIMES if plugged.spec.kind == "pv" else SOME_TIMES)):
         set_vcpus(plugged, VCPUS)
         plugged.wait_for(_BRING_ONLINE, "0-1")
         assert works(plugged, 1)

@@ -13,10 +13,10 @@ from xentests.host.guest_spec import Nic
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 
-TIMES, SOME_TIMES = 20, 2
-"""How often a device comes and goes, and how often where another kind of guest or back end has had it that often.
+SOME_TIMES = 2
+"""How often a device comes and goes in a short run, where another kind of guest or back end has had it ``TIMES`` times.
 
-A hotplug script of Xen's takes 1.4 s in an emulated dom0: everything with everything so often would take half an hour.
+A hotplug script of Xen's takes 1.4 s in an emulated dom0: everything with everything so often takes half an hour.
 """
 SIZE = 256 << 10
 
