@@ -35,6 +35,7 @@ RANKS = {
     "xentests.doctor": 6,
     "xentests.bench": 6,
     "xentests.bench_guests": 6,
+    "xentests.bench_migration": 6,
     "xentests.shell": 6,
     "xentests.cli": 7,
     "fixtures": 7,
