@@ -28,7 +28,7 @@ BACKENDS = {"phy": LOOP, "script": LIGHT, "file": FILE, "raw": RAW, "qcow2": QCO
 """``script`` is ``phy`` with a script that does nothing else: Xen's own takes an emulated dom0 3 s to attach a disk."""
 OFTEN = {("pv", "script"), ("pvh", "raw"), ("hvm", "qcow2")}
 """Which kind of guest has which back end come and go TIMES times in short runs, too."""
-LONG = {("pvh", "raw"), ("hvm", "qcow2")}
+LONG = {("pv", "file"), ("pvh", "raw"), ("hvm", "qcow2")}
 PAIRS: list[tuple[Kind, str]] = [
     *(("pv", backend) for backend in BACKENDS),
     ("pvh", "file"),
