@@ -14,9 +14,8 @@ from xentests.host.guest_spec import GuestSpec
 from xentests.host.host import Host
 from xentests.host.migration import Migration
 from xentests.host.pair import Pair
-from xentests.lab.link import Link
 from xentests.lab.template import Template
-from xentests.session import Session, machine_of
+from xentests.session import Session, joined
 
 SPEC = GuestSpec(kind="pvh")
 
@@ -68,9 +67,7 @@ def _joined(session: Session, sender: Template, receiver: Template, number: int)
         clone(template, name=f"{side}{number}", log_dir=session.options.run_dir / f"{side}{number}")
         for side, template in (("sender", sender), ("receiver", receiver))
     )
-    with Link(machine_of(a), machine_of(b)) as link:
-        pair = Pair(a, b, link)
-        pair.introduce()
+    with joined(a, b) as pair:
         yield pair
     session.end(a)
     session.end(b)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from xentests.host.host import Host
+from xentests.host.pair import Pair
 from xentests.image.build import build_image
 from xentests.image.image import Image
 from xentests.lab.domain import Domain
 from xentests.lab.emulator import Emulator, find_emulator
 from xentests.lab.lab import Lab
 from xentests.lab.libvirt_driver import EMBED
+from xentests.lab.link import Link
 from xentests.lab.machine import Machine
 from xentests.lab.probe import accelerator
 from xentests.lab.store import Store, default_cache_dir
@@ -168,6 +170,15 @@ class Session:
     def _adopt(self, domain: Domain) -> Host:
         self._hosts.append(Host(domain, self.image))
         return self._hosts[-1]
+
+
+@contextlib.contextmanager
+def joined(a: Host, b: Host) -> Iterator[Pair]:
+    """Two hosts on machines with ``link=True``, on one cable and known to each other, as long as the context lasts."""
+    with Link(machine_of(a), machine_of(b)) as link:
+        pair = Pair(a, b, link)
+        pair.introduce()
+        yield pair
 
 
 def machine_of(host: Host) -> Domain:

@@ -49,7 +49,8 @@ def attach(guest: Guest, disk: Disk) -> Device:
     try:
         return guest.devices.attach(disk)
     except DeviceFailure as failure:
-        if "failed to create drive: Duplicate node name" not in str(failure):
+        known = guest.host.xl.info().release < (4, 15)  # whose Debian has QEMU 5.2
+        if not known or "failed to create drive: Duplicate node name" not in str(failure):
             raise
         pytest.xfail("QEMU 5.2 keeps the drive of a detached disk, which cannot come again (hw/block/xen-block.c)")
 
@@ -120,7 +121,7 @@ def detaches(device: Device) -> bool:
     """Whether a device goes that its guest may still use; if not, xl has said so, and of which."""
     result = device.try_detach()
     if result.exit_code == 0:
-        if device.guest.host.xl.info().xen_minor < 15:
+        if device.guest.host.xl.info().release < (4, 15):
             pytest.xfail("Xen 4.14 detaches by force after 10 s: --force of xl.1 came with 4.15 (xl_block.c)")
         return True
     assert f"Unable to remove vbd with id {device.number}" in result.stderr.decode()

@@ -97,7 +97,8 @@ def test_uefi_guest(hosts: Hosts, one_cpu: Machine) -> None:
     try:
         guest = host.guests.create(GuestSpec(kind="hvm", firmware="ovmf", memory_mib=UEFI_MIB))
     except GuestFailure:
-        if "CR access emulation failed" in host.xl.dmesg():
+        old = host.xl.info().release <= (4, 17)  # whose Debian has that OVMF
+        if old and "CR access emulation failed" in host.xl.dmesg():
             pytest.skip("not on this machine: OVMF up to 2022.11 meets an exception under QEMU, and reads CR8 in it")
         raise
     assert guest.succeed("cat /sys/firmware/efi/fw_platform_size") == "64"

@@ -67,10 +67,8 @@ def test_numa_nodes(hosts: Hosts, machine: Machine, nodes: int) -> None:
     assert [node for node, *_ in found] == list(range(nodes)), text
     share = numa.memory_mib // nodes
     for node, size, free, distances in found:
-        # The first has the hole below 4 GiB accounted to it or not, as a release counts.
-        assert abs(size - share) <= 2 or node in (0, nodes - 1), (
-            f"node {node} has {size} MiB instead of {share}: {text}"
-        )
+        # All of it is below the hole at 4 GiB; the firmware has a little of the last.
+        assert abs(size - share) <= 2, f"node {node} has {size} MiB instead of {share}: {text}"
         assert 0 <= free <= size, text
         assert [int(word) for word in distances.split(",")] == [10 if other == node else 20 for other in range(nodes)]
     cpus = {int(cpu): int(node) for cpu, _, _, node in _CPU.findall(topology.partition("cpu_topology")[2])}

@@ -3,9 +3,9 @@
 ``monitor`` is left out since Xen's mwait-idle meets an MSR that QEMU has not; ``rdtscp``, since QEMU's SVM tells no
 length of the instruction, without which Xen ends the guest; ``la57``, ``umip`` and ``smap`` of QEMU 7.2 do not work for
 a dom0. With ``xsave`` and ``avx``, of QEMU 7.2 as of 10, a PVH guest's AVX instructions are illegal, and programs of
-dom0 find spoilt what they copied: of 16 tests with such a host 7 failed (the first entry of a list of libxc's, tables
-of ld.so, a lost wake-up), of 20 without none. ``Opteron_G1`` makes no PVH guest, and under QEMU 10's ``EPYC`` a guest
-triple-faults: neither is a level here.
+dom0 find spoilt what they copied: of 14 tests with such a host 7 failed (the first entry of a list of libxc's, tables
+of ld.so, a lost wake-up), of the 13 others beside them none. ``Opteron_G1`` makes no PVH guest, and under QEMU 10's
+``EPYC`` a guest triple-faults: neither is a level here.
 """
 
 from __future__ import annotations

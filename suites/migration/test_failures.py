@@ -36,7 +36,7 @@ def test_link_is_cut(travellers: Travellers) -> None:
     """The cable is cut while memory is sent: the sender gives up when TCP does, and the guest runs on there."""
     guest = travellers(SPEC)
     before, underway = guest.progress(), guest.begin()
-    underway.wait_half()
+    underway.wait_streaming()
     guest.migration.pair.cable.cut()
     sent = underway.job.wait(120.0)
     assert sent.exit_code != 0, sent
@@ -55,7 +55,7 @@ def test_receiver_is_killed(travellers: Travellers) -> None:
     """The receiving xl is killed while memory is sent: the guest runs on at the sender, and half of it nowhere."""
     guest = travellers(SPEC)
     before, underway = guest.progress(), guest.begin()
-    underway.wait_half()
+    underway.wait_streaming()
     other = underway.destination
     other.succeed("pkill", "-KILL", "-f", XL_AND_HELPER)
     attempt = underway.finish()
@@ -76,7 +76,7 @@ def test_sender_is_killed(travellers: Travellers) -> None:
     """
     guest = travellers(SPEC)
     before, underway = guest.progress(), guest.begin()
-    underway.wait_half()
+    underway.wait_streaming()
     guest.guest.host.succeed("pkill", "-KILL", "-f", XL_AND_HELPER)
     attempt = underway.finish()
     assert attempt.sent.exit_code == -9, attempt

@@ -56,12 +56,13 @@ def test_fail_over(travellers: Travellers, kind: Kind) -> None:
     guest.lose_host()
     underway.hang_up()
 
-    def runs() -> object:
-        found = backup.xl.find(guest.guest.name)
-        return found if found is not None and not found.paused else None
-
-    until(runs, what=f"{backup.name} to run the guest", deadline=30.0, error=ProductFailure, advice=underway.received)
-    found = backup.xl.find(guest.guest.name)
+    found = until(
+        lambda: next((each for each in backup.xl.list() if each.name == guest.guest.name and not each.paused), None),
+        what=f"{backup.name} to run the guest",
+        deadline=30.0,
+        error=ProductFailure,
+        advice=underway.received,
+    )
     assert found is not None
     guest.arrive(log, found.domid)
     now = guest.progress()

@@ -77,12 +77,11 @@ def test_a_pv_guest_that_cannot_move_stays(travellers: Travellers) -> None:
     """A PV guest that a build cannot send is refused before anything happens to it, and runs on.
 
     Xen tracks what a PV guest writes by shadow paging (SHADOW_PAGING in xen/arch/x86/Kconfig: "Live migration of PV
-    guests"). Where it is built, there is nothing to refuse: the guest arrives.
+    guests").
     """
     guest = travellers(GuestSpec(kind="pv"))
     if guest.guest.host.capabilities["shadow"]:
-        guest.go()
-        return
+        pytest.skip("nothing to refuse: this build sends PV guests (test_there_and_back)")
     before = guest.progress()
     attempt = guest.migration.attempt(guest.guest)
     assert not attempt.succeeded, attempt

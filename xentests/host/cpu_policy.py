@@ -67,6 +67,7 @@ Values = tuple[int, int, int, int]
 
 _POLICY = re.compile(r"^(?P<name>.+?) policy: \d+ leaves, \d+ MSRs$", re.MULTILINE)
 _LEAF = re.compile(r"^ +([0-9a-f]{8}):([0-9a-f]{8}) -> ([0-9a-f]{8}):([0-9a-f]{8}):([0-9a-f]{8}):([0-9a-f]{8})", re.M)
+_TOOL = "/usr/lib/xentests/xen/bin/xen-cpuid"
 _NO_SUBLEAF = 0xFFFFFFFF
 _WITH_SUBLEAVES = (0x7, 0xD)
 
@@ -152,7 +153,7 @@ def domain_policy(guest: Guest) -> CpuPolicy:
 
 
 def _asked(host: Host, *words_: int) -> dict[str, CpuPolicy]:
-    text = host.succeed("sh", "-c", 'exec /usr/lib/xen-*/bin/xen-cpuid -p "$@"', "xen-cpuid", *words_).text
+    text = host.succeed(_TOOL, "-p", *words_).text
     found = parse_policies(text)
     if not found:
         raise ProductFailure(f"{host.name}: `xen-cpuid -p` printed no policy: {text[:300]!r}")

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xentests.deadline import Deadline, until
+from xentests.deadline import until
 from xentests.errors import ProductFailure, UsageError
 from xentests.host.command import Result
 from xentests.host.guest_log import GuestLog
@@ -108,7 +108,7 @@ class Underway:
         self._port = port
         self._received = received
 
-    def wait_half(self, timeout_s: float = 60.0) -> None:
+    def wait_streaming(self, timeout_s: float = 60.0) -> None:
         """Wait until the receiver has some of the guest's memory: the stream is in its middle."""
         what = f"{self.destination.name} to receive memory of guest {self.guest.name}"
 
@@ -130,18 +130,20 @@ class Underway:
         return clean(self.destination.run("cat", self._received).stdout)
 
     def finish(self, timeout_s: float = MIGRATE_S) -> Attempt:
-        """Wait for the sender's end, give the receiver a moment for its own, and see who has what."""
+        """Wait for the sender's end and the receiver's, and see who has what.
+
+        Raises MigrationFailure when a receiver that has begun does not end once its sender has.
+        """
         source, destination, name = self.guest.host, self.destination, self.guest.name
         sent = self.job.wait(timeout_s)
-        grace = Deadline(_RECEIVER_S)
+        if not self.received:
+            destination.run("kill", self._listener)  # nobody has called
         until(
-            lambda: destination.ended(self._listener) is not None or grace.passed,
-            what="the receiver's end",
-            deadline=2 * _RECEIVER_S,
-            error=MigrationFailure,
+            lambda: destination.ended(self._listener) is not None,
+            what=f"the end of the receiver on {destination.name}",
+            deadline=_RECEIVER_S,
+            error=lambda message: MigrationFailure(f"{message}\n{sent}\nthe receiver has said:\n{self.received}"),
         )
-        if grace.passed:
-            destination.run("kill", self._listener)
         return Attempt(sent, self.received, source.xl.find(name), destination.xl.find(name))
 
 
@@ -165,15 +167,12 @@ class Migration:
             raise UsageError(f"{host.name} is not one of this pair")
         return self.pair.b if host is self.pair.a else self.pair.a
 
-    def attempt(
-        self, guest: Guest, *options: str, through: str = "", receive: str = "", timeout_s: float = MIGRATE_S
-    ) -> Attempt:
+    def attempt(self, guest: Guest, *, through: str = "", timeout_s: float = MIGRATE_S) -> Attempt:
         """Try to migrate a guest to the other host; whatever becomes of it. Its console's dialogue ends.
 
-        ``through`` is a command of the sender's dom0 that the stream is passed through; ``receive``: options for the
-        receiving xl.
+        ``through`` is a command of the sender's dom0 that the stream is passed through.
         """
-        return self.begin(guest, *options, through=through, receive=receive).finish(timeout_s)
+        return self.begin(guest, through=through).finish(timeout_s)
 
     def begin(
         self,
@@ -186,7 +185,7 @@ class Migration:
     ) -> Underway:
         """Begin to migrate a guest to the other host, and leave that to itself; as ``attempt``, several at once.
 
-        ``command`` ``remus`` replicates it there, until it ends here.
+        ``command`` ``remus`` replicates it there, until it ends here; ``receive``: an option for the receiving xl.
         """
         source, destination = guest.host, self.other(guest.host)
         guest.close()
@@ -197,11 +196,11 @@ class Migration:
         job = source.start("xl", command, "-s", "", *options, guest.name, way)
         return Underway(guest, destination, job, listener=listener, port=port, received=received)
 
-    def migrate(self, guest: Guest, *options: str, timeout_s: float = MIGRATE_S) -> Moved:
+    def migrate(self, guest: Guest, timeout_s: float = MIGRATE_S) -> Moved:
         """Migrate a guest to the other host, where it must be afterwards, and nowhere else. Raises MigrationFailure."""
         before = _stopped_s(guest)
         log = self.log_there(guest)
-        attempt = self.attempt(guest, *options, timeout_s=timeout_s)
+        attempt = self.attempt(guest, timeout_s=timeout_s)
         arrived = attempt.destination
         if not attempt.succeeded or attempt.source is not None or arrived is None or arrived.crashed:
             raise self.failure(guest, attempt)

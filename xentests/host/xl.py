@@ -48,6 +48,11 @@ class XlInfo:
         return self._number("xen_minor")
 
     @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version, to be compared."""
+        return self.xen_major, self.xen_minor
+
+    @property
     def xen_extra(self) -> str:
         """What the build calls itself beyond major and minor, such as ``.2-pre``."""
         return self.raw.get("xen_extra", "")

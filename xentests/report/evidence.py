@@ -40,7 +40,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "xenstore.txt": ("xenstore-ls", "-fp"),
     "livepatches.txt": ("xen-livepatch", "list"),
     # What guests may have of the CPU; there is no such tool on Arm.
-    "xen-cpuid.txt": ("sh", "-c", "test ! -e /usr/lib/xen-*/bin/xen-cpuid || exec /usr/lib/xen-*/bin/xen-cpuid -p"),
+    "xen-cpuid.txt": ("sh", "-c", 'test ! -x "$0" || exec "$0" -p', "/usr/lib/xentests/xen/bin/xen-cpuid"),
     "processes.txt": ("ps", "-eo", "pid,ppid,stat,wchan:20,rss,etimes,args"),
     # xl's logs, xenstored's, the device models' and the guests' consoles (console/guest-NAME.log).
     "var-log-xen.txt": ("find", "/var/log/xen", "-type", "f", "-exec", "tail", "-v", "-c", _LOG_BYTES, "{}", "+"),
