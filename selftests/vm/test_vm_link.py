@@ -11,8 +11,7 @@ from xentests.errors import ProductFailure
 from xentests.host import drbd
 from xentests.host.drbd import Drbd
 from xentests.host.pair import Identity, Pair
-from xentests.lab.link import Link
-from xentests.session import Session, machine_of
+from xentests.session import Session, joined
 
 MIB = 1 << 20
 _SERVE = (
@@ -26,9 +25,7 @@ def pair(session: Session, runs: Path, request: pytest.FixtureRequest) -> Iterat
     template = session.template(session.machine.with_(cpus=1, link=True))
     names = [f"{request.node.name}-{side}" for side in "ab"]
     a, b = (session.clone(template, name=name, log_dir=runs / name, standby=False) for name in names)
-    with Link(machine_of(a), machine_of(b)) as cable:
-        made = Pair(a, b, cable)
-        made.introduce()
+    with joined(a, b) as made:
         yield made
     for host in (a, b):
         session.end(host)
