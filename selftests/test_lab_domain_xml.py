@@ -35,6 +35,7 @@ CASES = {
     "amd64-link": (Machine("amd64", link=True), CLONE, "tcg"),
     "amd64-pci": (Machine("amd64", pci_nics=2, iommu="intel"), CLONE, "tcg"),
     "amd64-giant": (Machine("amd64", memory_mib=1040 << 10, resident_mib=20_000), COLD, "tcg"),
+    "amd64-max": (Machine("amd64", cpu_model="max,-la57"), COLD, "tcg"),
     "amd64-numa": (Machine("amd64", cpus=4, numa_nodes=2), COLD, "tcg"),
     "arm64-cold": (Machine("arm64"), COLD, "tcg"),
     "arm64-clone-gicv2": (Machine("arm64", gic_version=2), CLONE, "tcg"),

@@ -93,6 +93,6 @@ def test_a_page_that_changes_on_the_way(travellers: Travellers, monkeypatch: pyt
         return guest
 
     monkeypatch.setattr(Travellers, "__call__", sabotaged)
-    notes: dict[str, object] = {}
+    notes: dict[str, float] = {}
     with pytest.raises(ProductFailure, match=r"sha256sum -c -s kept\.sum` ended with exit code 1"):
         test_same_level.test_there_and_back(travellers, "pvh", notes.__setitem__)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from fixtures.guests import NO_THREADS
 from fixtures.migration import Travellers
+from fixtures.releases import Figure
 from xentests.host.capabilities import GUEST_KINDS
 from xentests.host.guest_spec import GuestSpec, Kind
 
 pytestmark = pytest.mark.needs("save-restore")
-
-Note = Callable[[str, object], None]
 
 KINDS = [
     # To track the pages that a PV guest writes, Xen needs shadow paging; HAP does it for the others.
@@ -27,7 +24,7 @@ _DIRTY = f"(while [ ! -e /tmp/stop ]; do {_WRITE}; done) & true"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_and_back(travellers: Travellers, kind: Kind, record_property: Note) -> None:
+def test_there_and_back(travellers: Travellers, kind: Kind, figure: Figure) -> None:
     """A guest goes to the other host and comes back, counting, with all its memory, and is in one place each time.
 
     docs/man/xl.1, "migrate".
@@ -36,12 +33,12 @@ def test_there_and_back(travellers: Travellers, kind: Kind, record_property: Not
     there = guest.go()
     back = guest.go()
     for way, moved in (("there", there), ("back", back)):
-        record_property(f"migration_{way}_s", round(moved.duration_s, 2))
-        record_property(f"downtime_{way}_s", round(moved.downtime_s, 2))
+        figure(f"migration {way}, s", round(moved.duration_s, 2))
+        figure(f"downtime {way}, s", round(moved.downtime_s, 2))
 
 
 @pytest.mark.needs("pvh")
-def test_two_vcpus_under_memory_dirtying(travellers: Travellers, record_property: Note) -> None:
+def test_two_vcpus_under_memory_dirtying(travellers: Travellers, figure: Figure) -> None:
     """A guest of two vCPUs that goes on writing to memory arrives with both, and with all it had written.
 
     docs/features/migration.pandoc: what is written while it is sent is sent again, and the last of it while it stands.
@@ -49,7 +46,7 @@ def test_two_vcpus_under_memory_dirtying(travellers: Travellers, record_property
     guest = travellers(GuestSpec(kind="pvh", vcpus=2, cpuid=NO_THREADS))
     guest.guest.succeed(_DIRTY)
     moved = guest.go()
-    record_property("downtime_s", round(moved.downtime_s, 2))
+    figure("downtime, s", round(moved.downtime_s, 2))
     assert guest.guest.succeed("cat /sys/devices/system/cpu/online") == "0-1"
     for cpu in (0, 1):
         guest.guest.succeed(f"taskset {1 << cpu:x} true")
@@ -58,7 +55,7 @@ def test_two_vcpus_under_memory_dirtying(travellers: Travellers, record_property
 
 @pytest.mark.long
 @pytest.mark.needs("pvh")
-def test_ten_round_trips(travellers: Travellers, record_property: Note) -> None:
+def test_ten_round_trips(travellers: Travellers, figure: Figure) -> None:
     """Ten times there and back: no migration wears a guest, or a host, out.
 
     docs/man/xl.1, "migrate".
@@ -68,7 +65,7 @@ def test_ten_round_trips(travellers: Travellers, record_property: Note) -> None:
     guest.go()
     before = guest.guest.host.leaks.snapshot()
     downtimes = [guest.go().downtime_s for _ in range(2 * ROUND_TRIPS - 2)]
-    record_property("downtime_max_s", round(max(downtimes), 2))
+    figure("longest downtime, s", round(max(downtimes), 2))
     guest.guest.host.leaks.check(before)
 
 
