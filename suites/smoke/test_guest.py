@@ -12,6 +12,7 @@ from xentests.host.capabilities import Capability
 from xentests.host.guest_spec import GuestSpec, Kind
 from xentests.host.guests import Guest
 from xentests.host.host import Host
+from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
 
 SMALL = [kind for kind in KINDS if kind.id != "hvm"]
@@ -26,10 +27,16 @@ def spec_of(kind: Kind) -> GuestSpec:
 
 
 @pytest.fixture
-def running(hosts: Hosts, kind: Kind) -> Guest:
+def machine(machine: Machine) -> Machine:
+    """Hosts of these tests have one CPU: a guest in hardware may be ended by the emulation of two (decision 19)."""
+    return machine.with_(cpus=1)
+
+
+@pytest.fixture
+def running(hosts: Hosts, machine: Machine, kind: Kind) -> Guest:
     """A guest of that kind on a pristine host, which has been running for a moment."""
     spec = spec_of(kind)
-    return hosts.pristine(prepared=with_guest(spec)).guests.made[spec.name]
+    return hosts.pristine(machine=machine, prepared=with_guest(spec)).guests.made[spec.name]
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -29,7 +29,7 @@ _SLICE_S = 0.25
 _TICK = re.compile(r"^tick \d+ [\d.]+\n", re.MULTILINE)
 # One descriptor for both directions: a virtio port opens once only. `--interactive` makes the client read its input
 # although that is no terminal. An HVM guest has an emulated serial port besides its PV console.
-_BRIDGE = 'exec xenconsole --interactive --type pv --num 0 "$2" <>"/dev/virtio-ports/$1" >&0'
+_BRIDGE = 'exec 2> "/run/$1.err"; exec xenconsole --interactive --type pv --num 0 "$2" <>"/dev/virtio-ports/$1" >&0'
 _numbers = count(1)
 
 
@@ -146,7 +146,10 @@ class GuestConsole:
         bridge = self._host.ended(self._bridge) if self._bridge is not None else None
         if bridge is not None:
             self._bridge = None  # the agent tells of an end once
-        ended = f"\nThe bridge in dom0 has ended: {bridge}" if bridge is not None else ""
+        ended = ""
+        if bridge is not None:
+            said = clean(self._host.run("tail", "-n", 3, f"/run/{self._port}.err").stdout).strip()
+            ended = f"\nThe bridge in dom0 has ended ({bridge.ending}), saying {said!r}"
         return GuestFailure(
             f"guest {self._name} on {self._host.name}: {what}. Last text:\n{tail(pending) or '(nothing)'}{ended}\n"
             f"The whole console of the host: {self._host.console.log}"

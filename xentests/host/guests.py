@@ -19,6 +19,7 @@ from xentests.host.guest_console import Answer, GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
 from xentests.host.guest_spec import GuestSpec
 from xentests.host.xl import DomainInfo
+from xentests.text import clean
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
@@ -124,6 +125,14 @@ class Guest:
         self._rebooted = True
         self.close()
         self.wait_ready(deadline.left_s)
+        now = self.info
+        if now is None or now.domid != self.domid:
+            # Ended in its boot and, as `on_reboot` says, started once more: a triple fault is a reboot to Xen.
+            said = self.host.run("tail", "-n", 12, f"/var/log/xen/xl-{self.name}.log")
+            raise self.log.failure(
+                f"started again as domain {self.domid}, it did not stay that: `xl list` says {now}. A guest that ends "
+                f"in its boot (triple fault?) is started once more. Last of xl's log:\n{clean(said.stdout)}"
+            )
 
     def wait_gone(self, timeout_s: float = _UP_S) -> None:
         """Wait until the toolstack has cleaned up after a guest that ended itself. Raises GuestFailure."""
