@@ -22,6 +22,7 @@ from playwright.sync_api import Page, Request, expect, sync_playwright
 from selftests.plugin_runs import project, run
 from xentests.errors import LabError, UsageError
 from xentests.report import html
+from xentests.report.figures import Figure
 from xentests.report.run import Run, find_run, new_run
 
 TESTS = '''
@@ -59,6 +60,8 @@ TESTS = '''
         """Guests run."""
 '''
 
+FIGURES = [Figure("migration.test_up[pv]", "downtime, s", 0.4, 0.5), Figure("migration.test_up[pv]", "<b>peak", 3.0)]
+
 # As a browser that must reach nothing but the page; it runs as root in CI, hence without its sandbox.
 _FLAGS = [
     "--no-sandbox",
@@ -77,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (ran,) = [run(project(tmp_path_factory.mktemp("report"), test_revert=TESTS)).run]
     found = find_run(Path(shutil.move(ran, tmp_path_factory.mktemp("artifacts [1]* ü"))).parent, ran.name)
     said: list[str] = []
-    assert html.build(found, say=said.append) == found.report / "index.html"
+    assert html.build(found, FIGURES, say=said.append) == found.report / "index.html"
     assert said == [f"making the report of {found.id}"]
     return found
 
@@ -136,6 +139,13 @@ def test_the_tree_shows_areas_and_counts(reader: Reader) -> None:
     for count in (r"Failed\s*2", r"Broken\s*1", r"Passed\s*2", r"Skipped\s*1"):
         expect(body).to_contain_text(re.compile(count))
     assert page.title().startswith("debian:trixie amd64 · 2")
+
+
+def test_figures_stand_beside_those_of_the_run_before(reader: Reader) -> None:
+    """At the head of the report, by test and name."""
+    expect(reader.page.get_by_text("migration.test_up[pv]: downtime, s")).to_be_visible()
+    expect(reader.page.get_by_text("0.4 (before: 0.5, -20 %)")).to_be_visible()
+    expect(reader.page.get_by_text("migration.test_up[pv]: <b>peak")).to_be_visible()
 
 
 def test_a_failed_test_shows_its_message(reader: Reader) -> None:

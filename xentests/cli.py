@@ -173,14 +173,26 @@ def _spread(spread: Spread | None) -> str:
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="A run's name below the artifacts directory.")] = "latest",
+    against: Annotated[str, typer.Option(help="Compare its figures with this run's, not with the last's.")] = "",
     artifacts: Artifacts = Path("artifacts"),
 ) -> None:
-    """Make the HTML report of a run with Allure and say where it is."""
-    from xentests.report import html  # noqa: PLC0415
+    """Make the HTML report of a run with Allure and say where it is. Figures stand beside those of the run before."""
+    from xentests.report import figures, html  # noqa: PLC0415
     from xentests.report.run import find_run  # noqa: PLC0415
 
+    found = find_run(artifacts, run)
+    before = find_run(artifacts, against) if against else figures.predecessor(found)
+    if against and before is not None:
+        figures.require_same(found, before)
+    compared = figures.compared(found, before)
     with _progress("making the report"):
-        path = html.build(find_run(artifacts, run))
+        path = html.build(found, compared)
+    if compared:
+        table = Table("test", "figure", found.id, before.id if before is not None else "(no run before)", "change")
+        for figure in compared:
+            was = f"{figure.before:g}" if figure.before is not None else ""
+            table.add_row(*(escape(text) for text in (figure.test, figure.name, f"{figure.now:g}", was, figure.change)))
+        out.print(table)
     out.print(str(path), markup=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ import pytest
 from xentests.errors import UsageError
 from xentests.pytest_plugin.custody import Custody
 from xentests.pytest_plugin.settings import Settings
+from xentests.report import figures
 from xentests.report.run import Run
 from xentests.text import clean
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 KEY = pytest.StashKey["Harness"]()
 MAIN = "main"
-FIGURE = "figure."
-"""How the names of properties that are figures begin."""
 
 
 class Harness:
@@ -75,7 +74,7 @@ class Harness:
     def figure(self, name: str, value: float) -> None:
         """A figure of the test under way, for its reports: measured, and not what it passes or fails by."""
         if self.current is not None:
-            self.current.user_properties.append((f"{FIGURE}{name}", value))
+            self.current.user_properties.append((f"{figures.PREFIX}{name}", value))
 
     def say(self, text: str) -> None:
         """A line of progress: into the run's log, and to ``progress`` if anybody listens."""

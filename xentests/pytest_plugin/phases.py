@@ -15,9 +15,9 @@ import pytest
 
 from xentests.errors import XentestsError
 from xentests.pytest_plugin.cleaning import clean_report
-from xentests.pytest_plugin.harness import FIGURE, Harness
+from xentests.pytest_plugin.harness import Harness
 from xentests.pytest_plugin.verdicts import verdict_of
-from xentests.report import allure_results, junit
+from xentests.report import allure_results, figures, junit
 from xentests.report.allure_results import Subject
 from xentests.report.evidence import CONSOLE, Evidence
 from xentests.report.verdict import FINDINGS, Verdict, worst
@@ -144,10 +144,12 @@ class Phases:
             allure_results.attach(taken, str(report.when))
         if report.when == "teardown":
             verdicts = item.stash[_VERDICTS]
-            figures = {
-                name.removeprefix(FIGURE): str(value) for name, value in item.user_properties if name.startswith(FIGURE)
+            measured = {
+                name.removeprefix(figures.PREFIX): str(value)
+                for name, value in item.user_properties
+                if name.startswith(figures.PREFIX)
             }
-            allure_results.conclude(subject, worst(verdicts), figures)
+            allure_results.conclude(subject, worst(verdicts), measured)
 
 
 class InnermostCleaner:

@@ -18,6 +18,7 @@ from typing import Any
 
 from xentests.errors import LabError, UsageError
 from xentests.report.allure_results import categories
+from xentests.report.figures import Figure
 from xentests.report.run import Run
 from xentests.text import tail
 from xentests.tools import run_tool
@@ -39,11 +40,11 @@ _POLICY = (
 )
 
 
-def build(run: Run, *, say: Callable[[str], None] = lambda text: None) -> Path:
+def build(run: Run, figures: Sequence[Figure] = (), *, say: Callable[[str], None] = lambda text: None) -> Path:
     """Make the HTML report of ``run`` in its ``report`` directory, anew, and return the page to open.
 
-    Raises UsageError (the run has no results) and LabError (Allure or Node is missing, or Allure failed), each with the
-    command that mends it.
+    ``figures`` stand at its head. Raises UsageError (the run has no results) and LabError (Allure or Node is missing,
+    or Allure failed), each with the command that mends it.
     """
     results = run.allure_results
     if not any(results.glob("*-result.json")):
@@ -55,7 +56,7 @@ def build(run: Run, *, say: Callable[[str], None] = lambda text: None) -> Path:
     work.mkdir()
     try:
         config = work / "allurerc.json"
-        config.write_text(json.dumps(_config(run, single=single)), encoding="utf-8")
+        config.write_text(json.dumps(_config(run, figures, single=single)), encoding="utf-8")
         made = work / "report"
         # The results are given as a glob pattern: relative, since a path of somebody's may hold a bracket.
         argv = [*command, "generate", "--config", config.resolve(), "--output", made.resolve(), results.name]
@@ -89,14 +90,19 @@ def allure_command(root: Path = ROOT) -> Sequence[str | Path]:
     return [node, script]
 
 
-def _config(run: Run, *, single: bool) -> dict[str, Any]:
+def _config(run: Run, figures: Sequence[Figure], *, single: bool) -> dict[str, Any]:
     """Allure 3's configuration. What it does not set has defaults that need no network."""
     options = {"singleFile": single, "reportLanguage": "en", "groupBy": ["epic", "feature"]}
     return {
         "name": f"{_name(run)} · {run.id}",
         "categories": {"rules": [{"id": group["name"], **group} for group in categories()]},
+        "variables": {f"{figure.test}: {figure.name}": _said(figure) for figure in figures},
         "plugins": {"awesome": {"options": options}},
     }
+
+
+def _said(figure: Figure) -> str:
+    return f"{figure.now:g}" + (f" (before: {figure.before:g}, {figure.change})" if figure.change else "")
 
 
 def _name(run: Run) -> str:

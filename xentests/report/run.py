@@ -23,7 +23,8 @@ from xentests.errors import LabError, UsageError
 LATEST = "latest"
 _LONGEST = 120
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+"""How runs are called."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def find_run(root: Path, name: str = LATEST) -> Run:
         return Run(direct.resolve())
     if name == LATEST and (root / LATEST).is_dir():
         return Run((root / LATEST).resolve())
-    runs = sorted((path for path in root.glob("*") if _RUN.fullmatch(path.name)), reverse=True)
+    runs = sorted((path for path in root.glob("*") if RUN_NAME.fullmatch(path.name)), reverse=True)
     found = [path for path in runs if name != LATEST and path.name.startswith(name)]
     if len(found) == 1:
         return Run(found[0].resolve())
