@@ -11,7 +11,7 @@ from fixtures.migration import Traveller, Travellers
 from xentests.deadline import until
 from xentests.errors import ProductFailure
 from xentests.host.capabilities import GUEST_KINDS
-from xentests.host.guest_spec import GuestSpec, Kind
+from xentests.host.guest_spec import Disk, GuestSpec, Kind
 from xentests.host.migration import Underway
 
 pytestmark = pytest.mark.needs("save-restore", "amd64")
@@ -21,6 +21,7 @@ COUNTS_A_SECOND = 10
 BEHIND_S = 15.0
 """How old the last checkpoint may be: the interval, and what an emulated host takes to make and to send one."""
 CHECKPOINTS = 3
+DISK = "/run/remus.img"
 KINDS = [
     pytest.param(kind, id=kind, marks=pytest.mark.needs(need, *(["shadow"] if kind == "pv" else [])))
     for kind, need in GUEST_KINDS.items()
@@ -68,3 +69,19 @@ def test_fail_over(travellers: Travellers, kind: Kind) -> None:
     now = guest.progress()
     assert now.count > last.count - BEHIND_S * COUNTS_A_SECOND, f"the checkpoint was old: {now}, and before {last}"
     guest.works_since(now)
+
+
+@pytest.mark.needs("pvh")
+def test_a_disk_that_cannot_be_replicated(travellers: Travellers) -> None:
+    """Without -d every disk has to be DRBD's with Remus' protocol D: refused with any other, and the guest runs on.
+
+    docs/README.remus; tools/hotplug/Linux/block-drbd-probe, which is asked. No kernel but Remus' own has protocol D.
+    """
+    pair = travellers.pair()
+    for host, _ in pair.sides:
+        host.succeed("truncate", "-s", "16M", DISK)
+    guest = travellers.made(pair, GuestSpec(kind="pvh", disks=(Disk(DISK, vdev="xvdb"),)))
+    before = guest.progress()
+    attempt = guest.migration.begin(guest.guest, "-F", "-n", "-u", command="remus", receive="-r").finish()
+    assert "failed to setup device" in attempt.said, attempt.said
+    guest.stays(before)
