@@ -1,4 +1,7 @@
-"""Where selftests run when there are several workers: those with machines on one, beginning first; others by file."""
+"""In which order selftests run: those with machines first, since they take longest and go to the workers by file.
+
+By file also because a process can open libvirt's embedded driver some 20 times only ("Too many drivers").
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,5 @@ _MACHINES = "selftests/vm/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group them for ``--dist loadgroup``, which hands out groups in the order of their first test.
-
-    Two machines' tests side by side would meet in the lab's admission; together they take longer than all others.
-    """
+    """Machines first; a stable sort, so that the tests of a file stay together."""
     items.sort(key=lambda item: not item.nodeid.startswith(_MACHINES))
-    for item in items:
-        group = "machines" if item.nodeid.startswith(_MACHINES) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
