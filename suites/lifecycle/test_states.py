@@ -8,7 +8,7 @@ from xentests.host.guest_log import GuestFailure, GuestLog
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 
-ROUNDS = {"pv": 10, "pvh": 10, "hvm": 5}
+ROUNDS = 10
 """How often a guest is saved and restored; for an HVM guest xl looks at each of a million frames, which takes 5 s."""
 DATA_MIB = 24
 SAVED = "/root/saved"
@@ -63,7 +63,7 @@ def test_save_and_restore(guest: Guest) -> None:
     before = guest.succeed(checksum)
     guest.wait_tick()
     guest.succeed("(while :; do sleep 1; done) & echo $! >/tmp/pid")
-    for _ in range(ROUNDS[guest.spec.kind]):
+    for _ in range(ROUNDS):
         last = guest.ticks()[-1]
         guest.save(SAVED)
         assert guest.info is None
