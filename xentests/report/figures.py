@@ -7,10 +7,7 @@ that has a limit is held to it by its test.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree
 
 from xentests.errors import UsageError
@@ -64,32 +61,24 @@ def predecessor(run: Run) -> Run | None:
 
     A run whose manifest is missing, since it was killed, is nobody's.
     """
-    about, mine = _about(run), set(measured(run))
+    about, mine = run.about, set(measured(run))
     if not mine:
         return None
     for path in sorted(run.path.parent.glob("*"), reverse=True):
         other = Run(path)
         if not RUN_NAME.fullmatch(other.id) or other.id >= run.id:
             continue
-        if all(_about(other).get(key, "?") == about.get(key) for key in _SAME) and mine & set(measured(other)):
+        if all(other.about.get(key, "?") == about.get(key) for key in _SAME) and mine & set(measured(other)):
             return other
     return None
 
 
 def require_same(run: Run, against: Run) -> None:
     """UsageError unless figures of the two can stand beside each other."""
-    mine, its = _about(run), _about(against)
+    mine, its = run.about, against.about
     for key in _SAME:
         if mine.get(key) != its.get(key):
             raise UsageError(
                 f"--against {against.id}: that run was of {key} {its.get(key, '(unknown)')}, {run.id} of "
                 f"{mine.get(key, '(unknown)')}: their figures say nothing about each other"
             )
-
-
-def _about(run: Run) -> Mapping[str, Any]:
-    try:
-        about = json.loads(run.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}

@@ -106,11 +106,8 @@ def _said(figure: Figure) -> str:
 
 
 def _name(run: Run) -> str:
-    try:
-        about = json.loads(run.manifest.read_text(encoding="utf-8"))
-        return f"{about['release']} {about['arch']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "Xen tests"
+    about = run.about
+    return f"{about['release']} {about['arch']}" if {"release", "arch"} <= about.keys() else "Xen tests"
 
 
 def harden(page: Path, *, single: bool) -> None:

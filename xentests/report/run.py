@@ -82,6 +82,11 @@ class Run:
                     known.setdefault(key, value)
         return known
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What :meth:`write_manifest` wrote; empty for a run that was killed before."""
+        return _read_json(self.manifest)
+
     def write_manifest(self, about: Mapping[str, Any]) -> None:
         """Write ``run.json``: ``about`` (what was asked for and how it ended) and the facts."""
         write_json(self.manifest, {"run": self.id, **about, "facts": self.facts()})
