@@ -188,7 +188,10 @@ def report(
     with _progress("making the report"):
         path = html.build(found, compared)
     if compared:
-        table = Table("test", "figure", found.id, before.id if before is not None else "(no run before)", "change")
+        beside = before.id if before is not None else "none: there is no run before"
+        table = Table(title=f"figures of {found.id}; before: {beside}", title_justify="left")
+        for name in ("test", "figure", "now", "before", "change"):
+            table.add_column(name, overflow="fold", no_wrap=name in ("now", "before", "change"))
         for figure in compared:
             was = f"{figure.before:g}" if figure.before is not None else ""
             table.add_row(*(escape(text) for text in (figure.test, figure.name, f"{figure.now:g}", was, figure.change)))
