@@ -194,7 +194,7 @@ class Supply:
             self._harness.custody.release(charge)
             return found
 
-        key = key_of("about", _ABOUT, source, image.entry.digest, repr(machine), outer)
+        key = key_of("about", _ABOUT, source, image.digest, repr(machine), outer)
         kept = session.store.get("about", key, look, what=f"capabilities of {image.release}").manifest
         facts = {
             **{f"xen.{name}": str(value) for name, value in kept["xen"].items()},
