@@ -129,10 +129,7 @@ class _Build:
     # -- Kconfig ------------------------------------------------------------------------------------------------------
 
     def _configure(self, tree: Path) -> None:
-        try:
-            asked = kconfig.parse(self._source.fragment)
-        except ValueError as error:
-            raise UsageError(f"{self._spec}: the Kconfig fragment does not read: {error}") from error
+        asked = kconfig.parse(self._source.fragment)
         fragment = tree.parent / "fragment"
         fragment.write_text(self._source.fragment + "\n")
         config = tree / "xen/.config"

@@ -10,13 +10,14 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from xentests.errors import UsageError
 from xentests.lab.store import key_of
+from xentests.release.kconfig import parse
 from xentests.tools import ToolFailed, run_tool
 
 Start = Literal["defconfig", "allnoconfig"]
@@ -38,19 +39,20 @@ class Source:
     """A hypervisor's source and its configuration.
 
     ``directory`` is None for the source package of the Debian suite that the release stands on. ``digest`` is of what
-    is in the directory. ``start`` is the make target that the ``fragment`` (lines of a ``.config``) is laid over.
+    is in the directory. ``start`` is the make target that the ``fragment`` (lines of a ``.config``, those of the files
+    ``kconfig`` one after the other) is laid over; of an option given twice the last line counts.
     """
 
     directory: Path | None = None
     digest: str = ""
-    kconfig: Path | None = None
+    kconfig: tuple[Path, ...] = ()
     fragment: str = ""
     start: Start = "defconfig"
 
     @property
     def words(self) -> str:
         """The options as they stand in a release's name, each after a comma."""
-        kconfig = f",kconfig={self.kconfig}" if self.kconfig else ""
+        kconfig = "".join(f",kconfig={path}" for path in self.kconfig)
         return kconfig + (f",config={self.start}" if self.start != "defconfig" else "")
 
 
@@ -58,10 +60,14 @@ def read_fragment(text: str) -> tuple[Path, str]:
     """The absolute path and the content of a Kconfig fragment. UsageError when it cannot be read."""
     path = Path(text).expanduser().absolute()
     try:
-        return path, path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        fragment = path.read_text(encoding="utf-8")
+        parse(fragment)
+    except ValueError as error:
+        raise UsageError(f"kconfig={text}: not a Kconfig fragment: {error}") from error
+    except OSError as error:
         raise UsageError(f"kconfig={text}: no Kconfig fragment to read there ({error}); give a file of lines "
                          f"CONFIG_NAME=y") from error  # fmt: skip
+    return path, fragment
 
 
 def version_of(directory: Path) -> tuple[str, str]:
@@ -136,15 +142,16 @@ def copy_tree(directory: Path, files: list[str], target: Path) -> None:
         shutil.copy2(directory / name, copy, follow_symlinks=False)
 
 
-def read_source(name: str, options: dict[str, str]) -> Source:
-    """``DIR`` or ``debian:SUITE`` with its options, read: files hashed, the fragment taken in.
+def read_source(name: str, options: Mapping[str, str], fragments: Sequence[str]) -> Source:
+    """``DIR`` or ``debian:SUITE`` with its options and Kconfig fragments, read: files hashed, fragments taken in.
 
     UsageError for a directory that is no tree of Xen's, a fragment that cannot be read, a start that there is not.
     """
     start = options.get("config", "defconfig")
     if start not in STARTS:
         raise UsageError(f"config={start}: the fragment is laid over one of {', '.join(STARTS)}")
-    kconfig, fragment = read_fragment(options["kconfig"]) if "kconfig" in options else (None, "")
+    read = [read_fragment(text) for text in fragments]
+    kconfig, fragment = tuple(path for path, _ in read), "\n".join(text for _, text in read)
     if name.startswith("debian:"):
         return Source(None, "", kconfig, fragment, start)
     directory = Path(name).expanduser().absolute()
@@ -154,5 +161,5 @@ def read_source(name: str, options: dict[str, str]) -> Source:
 
 def key_of_source(source: Source, package: str) -> str:
     """Of all that the hypervisor is made from; ``package`` is the key of Debian's source package, if it is that."""
-    lines = sorted(line.strip() for line in source.fragment.splitlines() if line.strip())
-    return key_of("source", source.digest or package, source.start, lines)
+    asked = sorted(parse(source.fragment).items())
+    return key_of("source", source.digest or package, source.start, asked)

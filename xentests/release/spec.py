@@ -98,10 +98,12 @@ _OPTIONS = {"source": ("kconfig", "config", "arch", "base"), "tree": ("arch", "b
 
 def _parse_built(text: str, kind: Literal["source", "tree"], wanted: str) -> ReleaseSpec:
     name, *words = text.removeprefix(f"{kind}:").split(",")
-    options = dict(word.partition("=")[::2] for word in words)
+    given = [word.partition("=")[::2] for word in words]
     known = _OPTIONS[kind]
-    if unknown := [word for word in options if word not in known or not options[word]]:
+    if unknown := [word for word, value in given if word not in known or not value]:
         raise UsageError(f"{text}: {unknown[0]!r} is no option; there are {', '.join(f'{key}=...' for key in known)}")
+    options = dict(given)
+    fragments = [value for word, value in given if word == "kconfig"]
     if wanted and options.get("arch", wanted) != wanted:
         raise UsageError(
             f"{text}: the name says arch={options['arch']}, and {wanted} was asked for; give one of the two"
@@ -115,13 +117,13 @@ def _parse_built(text: str, kind: Literal["source", "tree"], wanted: str) -> Rel
         suite = name.removeprefix("debian:")
         if kind != "source" or suite not in SUITES or base not in ("", suite):
             raise UsageError(f"{text}: choose one of {', '.join(f'source:debian:{suite}' for suite in SUITES)}")
-        return ReleaseSpec("source", name, arch, suite, SUITES[suite].xen, source=read_source(name, options))
+        return ReleaseSpec("source", name, arch, suite, SUITES[suite].xen, source=read_source(name, options, fragments))
     directory = Path(name).expanduser().absolute()
     if kind == "tree":
         tree = read_tree(directory, arch, kind=kind)
         base = base or _base_for(tree.xen)
         return ReleaseSpec("tree", str(directory), arch, base, SUITES[base].xen, tree=tree)
-    source = read_source(name, options)
+    source = read_source(name, options, fragments)
     return _from_source(directory, arch, base, source)
 
 
