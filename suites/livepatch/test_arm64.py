@@ -5,6 +5,7 @@ Relocations are in ``test_arm64_relocations``, what x86-64 has of its own in ``t
 
 from __future__ import annotations
 
+import re
 import struct
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from suites.livepatch.known import known_crash
 from suites.livepatch.refused import Case, damaged, sound, try_upload
 from xentests.host.host import Host
-from xentests.host.livepatch import LivepatchError
 from xentests.host.livepatch_sysctl import LivepatchSysctl
 from xentests.host.xen_version import dom0_sees
 from xentests.payload import damage, elf
@@ -32,8 +32,8 @@ PRESENT, ABSENT = 4, 0
 where payloads are, and a workaround for Cortex-A53, which the machine's CPU is not."""
 UNREPORTED = "xen_changeset"
 """A function that Xen's own crash reports do not call, unlike those that tell its version."""
-WINDOW_KIB = 2048
-"""LIVEPATCH_VMAP_SIZE (xen/arch/arm/include/asm/config.h): all payloads together, with a page before each."""
+WINDOW = 2 << 20
+"""LIVEPATCH_VMAP_SIZE (xen/arch/arm/include/asm/config.h), bytes: for all payloads together."""
 LIMITS = [(BRANCH_RANGE, "EOVERFLOW"), (-BRANCH_RANGE, "")]
 MAPPING = [("$x", True), ("$d", True), ("$x.1", True), ("$t", False), ("$xy", False)]
 UNALIGNED = "Xen 4.14 to 4.22 on Arm take it, and put a BRK where the branch should be"
@@ -153,22 +153,27 @@ def test_an_exception_table(livepatch_host: Host, payloads: Payloads) -> None:
     try_upload(livepatch_host, payloads, Case(table, ("EOPNOTSUPP",), "We don't support .ex_table"))
 
 
-def test_payloads_share_a_window(livepatch_host: Host, payloads: Payloads) -> None:
+def test_payloads_stay_within_their_window(livepatch_host: Host, sysctl: LivepatchSysctl, payloads: Payloads) -> None:
     """All payloads lie in 2 MiB: what has no room there is refused with ENOMEM, and taken once another is gone.
 
-    docs/misc/livepatch.pandoc, "Trampoline, ARM": "The new code is placed in" a window near Xen's code.
+    docs/misc/livepatch.pandoc, "Trampoline, ARM": "The new code is placed in the 8M - 10M virtual address space"; later
+    elsewhere (xen/arch/arm/include/asm/mmu/layout.h), but no larger.
     """
     files = []
-    for name in ("first", "second"):
+    for name in ("first", "second", "third"):
         builder = payloads.builder(name).replace(MINOR_VERSION, returns_value=1)
-        builder.code(Code().words(*[BRK] * (WINDOW_KIB * 1024 * 3 // 5 // INSTRUCTION)))
+        builder.code(Code().words(*[BRK] * (WINDOW // 5 * 2 // INSTRUCTION)))
         files.append(builder.build())
-    first = livepatch_host.livepatch.upload(files[0])
-    with pytest.raises(LivepatchError) as refused:
-        livepatch_host.livepatch.upload(files[1])
-    assert refused.value.errno == "ENOMEM"
-    first.unload()
-    livepatch_host.livepatch.upload(files[1])
+    errors = [sysctl.upload(file.name.encode() + b"\0", file.content).error for file in files]
+    if errors == [""] * 3:
+        keys = livepatch_host.xl.debug_keys("x")
+        told = re.findall(r"name=\w+ state=\w+\(\d+\) ([0-9a-f]+) .* using (\d+) pages", keys)
+        places = [(int(address, 16), int(pages)) for address, pages in told]
+        assert places[2][0] + 4096 * places[2][1] - places[0][0] > WINDOW
+        pytest.xfail("Xen 4.14 to 4.22: vm_init_type() gives every region 128 MiB; what is behind this one is overrun")
+    assert errors == ["", "", "ENOMEM"]
+    assert sysctl.action("first", Action.UNLOAD).error == ""
+    assert sysctl.upload(b"third\0", files[2].content).error == ""
 
 
 def add_alternative(builder: PayloadBuilder, feature: int, original: Place, replacement: Code, *, length: int) -> None:
