@@ -12,7 +12,7 @@ from xentests.host.host import Host
 from xentests.image.image import Image
 from xentests.image.surface import Surface, surface_of
 from xentests.lab.machine import Machine
-from xentests.pytest_plugin.harness import Harness
+from xentests.pytest_plugin.harness import Harness, harness_of
 from xentests.pytest_plugin.supply import Hosts, Supply
 from xentests.release.spec import ReleaseSpec
 
@@ -29,11 +29,8 @@ def source_of(spec: ReleaseSpec) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test once for every configuration of the architecture; ``removed``: for those that something is gone from."""
-    arch = metafunc.config.option.xen_arch or (
-        "arm64" if ",arch=arm64" in str(metafunc.config.option.xen_release) else "amd64"
-    )
-    configs = MATRIX["arm64" if arch == "arm64" else "amd64"]
+    """Each test once for every configuration of the architecture; ``removed``: those that something is gone from."""
+    configs = MATRIX[harness_of(metafunc.config).settings.release.arch]
     if "removed" in metafunc.fixturenames:
         gone = [config for config in configs if config.hypercalls or config.symbols or config.tools]
         metafunc.parametrize("removed", gone, ids=lambda config: config.name)

@@ -71,7 +71,7 @@ def _common(arch: Arch) -> list[Config]:
         _without("hypfs", "HYPFS", hypercalls=(HYPFS,), symbols=(r"hypfs_\w+",),
                  tools=(Tool(("xenhypfs", "ls", "/"), "Function not implemented|Operation not supported"),), **each),
         _without("tracebuffer", "TRACEBUFFER", symbols=(r"tb_\w+|trace_will_trace_event",),
-                 tools=(Tool(("xentrace", "-T", "1", "/tmp/trace"), "Function not implemented|not supported"),), **each),
+                 tools=(Tool(("xentrace", "-T", "1", "/tmp/trace"), "not implemented|not supported"),), **each),
         _without("argo", "ARGO", hypercalls=(ARGO,), symbols=(r"do_argo_op|argo_\w+",), **each),
         _without("xsm", "XSM", hypercalls=(XSM,), symbols=(r"flask_\w+", r"avc_\w+", r"silo_\w+"),
                  tools=(Tool(("xl", "getenforce"), "not implemented|[Dd]isabled"),), **each),

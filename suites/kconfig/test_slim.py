@@ -30,7 +30,7 @@ def test_boots_and_runs_guests(slim: Slim, config: Config) -> None:
 
 
 def test_what_was_removed_is_gone(slim: Slim, built: Built, full: Surface, removed: Config) -> None:
-    """Options are off in the hypervisor's own .config, code is not in it, hypercalls answer ENOSYS, and tools say so."""
+    """Options are off in its .config, their code is not in it, hypercalls answer ENOSYS, and tools say so."""
     image = built(removed)
     assert image.xen_config is not None
     options = parse(image.xen_config.read_text())
@@ -63,7 +63,7 @@ def test_full_build_answers(slim: Slim, machine: Machine) -> None:
 
 
 def test_attack_surface(built: Built, machine: Machine, figure: Figure, xen_harness: Harness) -> None:
-    """No configuration without something has more code, hypercalls or symbols than the full one; all beside each other."""
+    """What has less has less code, hypercalls and symbols than the full build; all are shown beside each other."""
     configs = MATRIX[machine.arch]
     surfaces = {config.name: surface_of_image(built(config)) for config in configs}
     xen_harness.exhibit("attack surface", lambda: chart(surfaces, FULL), always=True)

@@ -1,4 +1,4 @@
-"""How much of a hypervisor there is to attack: sizes, symbols, and the hypercalls that it has, read from its xen-syms."""
+"""How much of a hypervisor there is to attack: sizes, symbols and hypercalls, read from its xen-syms."""
 
 from __future__ import annotations
 
