@@ -121,8 +121,9 @@ def follow_tool(
     late.start()
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            on_line(line.decode("utf-8", "replace").rstrip("\n"))
+        with process.stdout:
+            for line in process.stdout:
+                on_line(line.decode("utf-8", "replace").rstrip("\n"))
         code = process.wait()
     except BaseException:
         _end(process)

@@ -13,7 +13,7 @@ _HEADS = ((_LEFT + _BAR + 75, "KiB"), (_LEFT + _BAR + 175, "hypercalls"), (_LEFT
 
 
 def chart(surfaces: Mapping[str, Surface], full: str) -> str:
-    """An SVG: a row for each configuration, by size, with bars of text, data and bss, and what it has less than ``full``."""
+    """An SVG: a row for each configuration, by size, with bars of its parts and what it has less than ``full``."""
     rows = sorted(surfaces.items(), key=lambda item: -_size(item[1]))
     scale = _BAR / max(_size(surface) for surface in surfaces.values())
     lines = [_text(x, 18, head, anchor="end") for x, head in _HEADS]

@@ -6,6 +6,7 @@ one answers as the stub in Xen's headers does. A symbol pattern must match somet
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ class Config:
         return f"{source}{kconfig}{f',config={self.start}' if self.start != 'defconfig' else ''}"
 
 
+_NO_SUCH = "Function not implemented|[Oo]peration not supported"
+
+
 def _without(name: str, *options: str, arch: Arch = "amd64", **more: object) -> Config:
     return Config(f"no-{name}", (f"full-{arch}", f"no-{name}"), options=options, **more)  # type: ignore[arg-type]
 
@@ -57,7 +61,7 @@ def _without(name: str, *options: str, arch: Arch = "amd64", **more: object) -> 
 def _common(arch: Arch) -> list[Config]:
     """What both architectures can do without."""
     kinds: tuple[Kind, ...] = ("pv", "pvh") if arch == "amd64" else ("",)
-    each: dict[str, object] = {"arch": arch, "kinds": kinds}
+    without = functools.partial(_without, arch=arch, kinds=kinds)
     return [
         Config("default", (), kinds=kinds),
         Config("full", (f"full-{arch}",), kinds=kinds),
@@ -66,15 +70,15 @@ def _common(arch: Arch) -> list[Config]:
                options=("SCHED_CREDIT", "SCHED_RTDS", "SCHED_ARINC653", "SCHED_NULL"),
                symbols=(r"csched_\w+", r"rt_\w+|sched_rtds_def", r"a653sched_\w+", r"null_\w+|sched_null_def"),
                tools=(Tool(("xl", "cpupool-create", 'name="p"', 'sched="credit"', 'cpus=["1"]'), "credit"),)),
-        _without("livepatch", "LIVEPATCH", symbols=(r"livepatch_\w+",),
-                 tools=(Tool(("xen-livepatch", "list"), "Function not implemented|Operation not supported"),), **each),
-        _without("hypfs", "HYPFS", hypercalls=(HYPFS,), symbols=(r"hypfs_\w+",),
-                 tools=(Tool(("xenhypfs", "ls", "/"), "Function not implemented|Operation not supported"),), **each),
-        _without("tracebuffer", "TRACEBUFFER", symbols=(r"tb_\w+|trace_will_trace_event",),
-                 tools=(Tool(("xentrace", "-T", "1", "/tmp/trace"), "not implemented|not supported"),), **each),
-        _without("argo", "ARGO", hypercalls=(ARGO,), symbols=(r"do_argo_op|argo_\w+",), **each),
-        _without("xsm", "XSM", hypercalls=(XSM,), symbols=(r"flask_\w+", r"avc_\w+", r"silo_\w+"),
-                 tools=(Tool(("xl", "getenforce"), "not implemented|[Dd]isabled"),), **each),
+        without("livepatch", "LIVEPATCH", symbols=(r"livepatch_\w+",),
+                tools=(Tool(("xen-livepatch", "list"), _NO_SUCH),)),
+        without("hypfs", "HYPFS", hypercalls=(HYPFS,), symbols=(r"hypfs_\w+",),
+                tools=(Tool(("xenhypfs", "ls", "/"), _NO_SUCH),)),
+        without("tracebuffer", "TRACEBUFFER", symbols=(r"tb_\w+|trace_will_trace_event",),
+                tools=(Tool(("xentrace", "-T", "1", "/tmp/trace"), _NO_SUCH),)),
+        without("argo", "ARGO", hypercalls=(ARGO,), symbols=(r"do_argo_op|argo_\w+",)),
+        without("xsm", "XSM", hypercalls=(XSM,), symbols=(r"flask_\w+", r"avc_\w+", r"silo_\w+"),
+                tools=(Tool(("xl", "getenforce"), f"{_NO_SUCH}|[Dd]isabled"),)),
     ]  # fmt: skip
 
 
