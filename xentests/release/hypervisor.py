@@ -192,6 +192,7 @@ class _Build:
             "make", "-C", str(tree / "xen"), target, f"-j{len(os.sched_getaffinity(0))}",
             f"XEN_TARGET_ARCH={_XEN_ARCH[self._spec.arch]}", *([f"CROSS_COMPILE={cross}"] if cross else []),
             f"CC={ccache}{cross}gcc", f"HOSTCC={ccache}gcc",
+            "XEN_HAS_CHECKPOLICY=n",
         ]  # fmt: skip
 
     def _constant(self) -> dict[str, str]:
