@@ -36,7 +36,7 @@ from xentests.image.unpack import Tree, one_member, patterns
 from xentests.lab.store import Store, key_of
 from xentests.release.deb import Package
 from xentests.release.fetch import Chosen, Fetched, chosen, fetch
-from xentests.release.hypervisor import build_hypervisor
+from xentests.release.hypervisor import build_hypervisor, find_hypervisor
 from xentests.release.spec import ReleaseSpec
 from xentests.release.tree import DistTree
 from xentests.tools import ToolFailed
@@ -72,8 +72,7 @@ def build_image(
     """
     if spec.source is not None:
         built = build_hypervisor(spec, store, mirror=mirror, refresh=refresh, report=report)
-        below = dataclasses.replace(spec, source=None) if spec.tree else spec.debian
-        image = build_image(below, store, mirror=mirror, refresh=refresh, report=report, recipes=recipes)
+        image = build_image(_below(spec), store, mirror=mirror, refresh=refresh, report=report, recipes=recipes)
         return with_hypervisor(image, spec, built)
     recipe = load_recipe(spec, directory=recipes)
     what = f"image of {spec} {spec.arch}"
@@ -96,10 +95,19 @@ def build_image(
 
 def find_image(spec: ReleaseSpec, store: Store, *, mirror: str | None = None, recipes: Path = IMAGES) -> Image | None:
     """The image of ``spec`` if the store has it, else None; builds and fetches nothing."""
+    if spec.source is not None:
+        built = find_hypervisor(spec, store, mirror=mirror)
+        image = find_image(_below(spec), store, mirror=mirror, recipes=recipes) if built else None
+        return with_hypervisor(image, spec, built) if image and built else None
     recipe = load_recipe(spec, directory=recipes)
     known = chosen(spec, recipe.packages, store, mirror=mirror)
     entry = store.find("image", _key(known, recipe), what=f"image of {spec} {spec.arch}") if known else None
     return image_of(spec, entry) if entry else None
+
+
+def _below(spec: ReleaseSpec) -> ReleaseSpec:
+    """What a hypervisor from source shares all else with: the tools of its tree, or a Debian release."""
+    return dataclasses.replace(spec, kind="tree", source=None) if spec.tree else spec.debian
 
 
 def _key(packages: Chosen, recipe: LoadedRecipe) -> str:

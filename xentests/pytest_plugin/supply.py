@@ -204,7 +204,11 @@ class Supply:
         }
         packages = [package.to_json() for package in image.packages]
         self._harness.learn(
-            {**facts, "capabilities": kept["capabilities"], "image": {"key": image.key, "packages": packages}}
+            {
+                **facts,
+                "capabilities": kept["capabilities"],
+                "image": {"key": image.key, "packages": packages, "hypervisor": dict(image.built)},
+            }
         )
         return About(from_data(kept["capabilities"]), facts)
 

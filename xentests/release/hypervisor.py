@@ -21,8 +21,8 @@ from xentests.errors import BuildFailed, LabError, LabFull, UsageError
 from xentests.lab.store import Entry, Store, key_of
 from xentests.release import kconfig
 from xentests.release.arch import Arch
-from xentests.release.source import copy_tree, files_of, key_of_source, version_of
-from xentests.release.source_package import fetch_source, unpack_source
+from xentests.release.source import Source, copy_tree, files_of, key_of_source, version_of
+from xentests.release.source_package import chosen_source, fetch_source, unpack_source
 from xentests.release.spec import ReleaseSpec
 from xentests.text import clean
 from xentests.tools import follow_tool, run_tool
@@ -65,9 +65,24 @@ def build_hypervisor(
     if source.directory is None:
         package = fetch_source(spec, store, mirror=mirror, refresh=refresh, report=report)
     compiler = _compiler(spec.arch)
-    key = key_of("hypervisor", BUILDER, key_of_source(source, package.key if package else ""), spec.arch, compiler)
+    key = _key(spec, source, package, compiler)
     build = functools.partial(_Build(spec, store, package, compiler, report).into, key)
     return store.get("hypervisor", key, build, what=f"hypervisor of {spec} {spec.arch}")
+
+
+def find_hypervisor(spec: ReleaseSpec, store: Store, *, mirror: str | None = None) -> Entry | None:
+    """The hypervisor of a release with a source if it was built before, else None; builds and fetches nothing."""
+    assert spec.source is not None
+    package = chosen_source(spec, store, mirror=mirror) if spec.source.directory is None else None
+    if spec.source.directory is None and package is None:
+        return None
+    key = _key(spec, spec.source, package, _compiler(spec.arch))
+    return store.find("hypervisor", key, what=f"hypervisor of {spec} {spec.arch}")
+
+
+def _key(spec: ReleaseSpec, source: Source, package: Entry | None, compiler: str) -> str:
+    of_source = key_of_source(source, package.key if package else "")
+    return key_of("hypervisor", BUILDER, of_source, spec.arch, compiler)
 
 
 def _cross(arch: Arch) -> str:

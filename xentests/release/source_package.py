@@ -74,9 +74,7 @@ def fetch_source(
     Its manifest has ``version`` and ``patched`` (with Debian's patches). Raises DownloadError that lists which versions
     were announced and not there; LabFull.
     """
-    what = f"source of Xen in {spec.base}"
-    choice = store.root / "chosen" / f"source-{spec.base}-{key_of('source', spec.base, mirror or '')[:24]}.json"
-    if not refresh and (entry := _chosen(choice, store, what)) is not None:
+    if not refresh and (entry := chosen_source(spec, store, mirror=mirror)) is not None:
         return entry
     (store.root / "source").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.root / "source", prefix=f".tmp-fetch-{os.getpid()}-") as name:
@@ -88,12 +86,27 @@ def fetch_source(
         names = sorted(best.have) if best.whole else [best.orig]
         build = functools.partial(_keep, directory / "tree" / _FETCHED, names, best)
         key = key_of("source package", sorted(best.promised[name] for name in names))
-        entry = store.get("source", key, build, what=what)
+        entry = store.get("source", key, build, what=f"source of Xen in {spec.base}")
+    choice = _choice_file(spec, store, mirror)
     choice.parent.mkdir(parents=True, exist_ok=True)
     partial = choice.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps({"key": entry.key, "version": best.version}), encoding="utf-8")
     partial.replace(choice)
     return entry
+
+
+def chosen_source(spec: ReleaseSpec, store: Store, *, mirror: str | None = None) -> Entry | None:
+    """The source package that was chosen before, if it is still there; no network."""
+    try:
+        key = str(json.loads(_choice_file(spec, store, mirror).read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return store.find("source", key, what=f"source of Xen in {spec.base}")
+
+
+def _choice_file(spec: ReleaseSpec, store: Store, mirror: str | None) -> Path:
+    key = key_of("source", spec.base, mirror or "")
+    return store.root / "chosen" / f"source-{spec.base}-{key[:24]}.json"
 
 
 def unpack_source(entry: Entry, target: Path) -> Path:
@@ -109,13 +122,6 @@ def unpack_source(entry: Entry, target: Path) -> Path:
     if not (target / "xen/Makefile").is_file():
         raise LabError(f"{tarball.name}: no tree of Xen's: it has no xen/Makefile")
     return target
-
-
-def _chosen(choice: Path, store: Store, what: str) -> Entry | None:
-    try:
-        return store.find("source", str(json.loads(choice.read_text(encoding="utf-8"))["key"]), what=what)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _download(spec: ReleaseSpec, directory: Path, *, mirror: str | None) -> _Version:
