@@ -17,6 +17,9 @@ from xentests.release.arch import Arch
 CONFIGS = Path(__file__).parent / "configs"
 # Numbers of hypercalls (xen/include/public/xen.h).
 XSM, HVM, KEXEC, ARGO, DM, HYPFS = 27, 34, 37, 39, 41, 42
+ARGUMENTS = {HVM: (1, 0), KEXEC: (0, 0), ARGO: (1,), DM: (0, 0, 0), HYPFS: (0,)}
+"""What each is asked with, so that a Xen that has it finds something else to say than ENOSYS: a sub-operation that
+there is (get_param, get_range, register_ring, get_version), without memory to answer into. XSM's is off at boot."""
 
 
 @dataclass(frozen=True)

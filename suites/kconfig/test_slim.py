@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fixtures.releases import Figure
 from suites.kconfig.chart import chart
 from suites.kconfig.conftest import Built, surface_of_image
-from suites.kconfig.matrix import FULL, MATRIX, Config
+from suites.kconfig.matrix import ARGUMENTS, FULL, MATRIX, Config
 from xentests.host.guest_spec import GuestSpec
 from xentests.host.host import Host
 from xentests.host.hypercalls import answers
@@ -43,7 +43,7 @@ def test_what_was_removed_is_gone(slim: Slim, built: Built, full: Surface, remov
         assert was & have.symbols == set(), f"code of {removed.name} is still there"
 
     host = slim(removed)
-    answered = answers(host, *((number,) for number in removed.hypercalls))
+    answered = answers(host, *((number, *ARGUMENTS.get(number, ())) for number in removed.hypercalls))
     assert dict(zip(removed.hypercalls, answered, strict=True)) == dict.fromkeys(removed.hypercalls, "ENOSYS")
     for tool in removed.tools:
         result = host.run(*tool.argv)
@@ -56,10 +56,10 @@ def test_full_build_answers(slim: Slim, machine: Machine) -> None:
     """What other configurations lack answers in the full one: ENOSYS elsewhere is no accident of how it was asked."""
     configs = MATRIX[machine.arch]
     full = next(config for config in configs if config.name == FULL)
-    asked = sorted({number for config in configs for number in config.hypercalls} - {27})  # XSM's are off at boot
+    asked = sorted({number for config in configs for number in config.hypercalls} & ARGUMENTS.keys())
     host = slim(full)
-    answered = dict(zip(asked, answers(host, *((number, 1 << 30) for number in asked)), strict=True))
-    assert [number for number, said in answered.items() if said == "ENOSYS" and number != 42] == [], answered
+    answered = dict(zip(asked, answers(host, *((number, *ARGUMENTS[number]) for number in asked)), strict=True))
+    assert [number for number, said in answered.items() if said == "ENOSYS"] == [], answered
 
 
 def test_attack_surface(built: Built, machine: Machine, figure: Figure, xen_harness: Harness) -> None:
