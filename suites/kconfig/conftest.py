@@ -32,10 +32,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test once for every configuration of the architecture; ``removed``: those that something is gone from."""
     configs = MATRIX[harness_of(metafunc.config).settings.release.arch]
     if "removed" in metafunc.fixturenames:
-        gone = [config for config in configs if config.hypercalls or config.symbols or config.tools]
-        metafunc.parametrize("removed", gone, ids=lambda config: config.name)
+        gone = [config.name for config in configs if config.hypercalls or config.symbols or config.tools]
+        metafunc.parametrize("removed", gone, indirect=True)
     elif "config" in metafunc.fixturenames:
-        metafunc.parametrize("config", configs, ids=lambda config: config.name)
+        metafunc.parametrize("config", [config.name for config in configs], indirect=True)
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, machine: Machine) -> Config:
+    """A configuration of the matrix."""
+    return next(config for config in MATRIX[machine.arch] if config.name == request.param)
+
+
+@pytest.fixture
+def removed(request: pytest.FixtureRequest, machine: Machine) -> Config:
+    """A configuration of the matrix that lacks something."""
+    return next(config for config in MATRIX[machine.arch] if config.name == request.param)
 
 
 @pytest.fixture
