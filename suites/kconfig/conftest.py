@@ -12,7 +12,8 @@ from xentests.host.host import Host
 from xentests.image.image import Image
 from xentests.image.surface import Surface, surface_of
 from xentests.lab.machine import Machine
-from xentests.pytest_plugin.harness import Harness, harness_of
+from xentests.pytest_plugin.harness import Harness
+from xentests.pytest_plugin.settings import read_settings
 from xentests.pytest_plugin.supply import Hosts, Supply
 from xentests.release.spec import ReleaseSpec
 
@@ -30,7 +31,8 @@ def source_of(spec: ReleaseSpec) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test once for every configuration of the architecture; ``removed``: those that something is gone from."""
-    configs = MATRIX[harness_of(metafunc.config).settings.release.arch]
+    settings = read_settings(metafunc.config)
+    configs = MATRIX[settings.release.arch if settings else "amd64"]
     if "removed" in metafunc.fixturenames:
         gone = [config.name for config in configs if config.hypercalls or config.symbols or config.tools]
         metafunc.parametrize("removed", gone, indirect=True)
