@@ -11,4 +11,5 @@ pytest_plugins = [
     "fixtures.migration",
     "fixtures.pci",
     "fixtures.payloads",
+    "fixtures.scheduling",
 ]

@@ -12,6 +12,8 @@ from xentests.load.guest import MEMORY_MIB, kernel
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
+VERSION = 4
+"""To be raised when load guests, or what is done around them, change: hosts are frozen with them."""
 _CREATE_S = 60.0
 _LOGS = "/var/log/xen/console"
 

@@ -152,7 +152,9 @@ def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
         cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
         _text(cpu, "model", model, fallback="forbid")
     # In sockets of their own CPUs look like threads to a PVH guest on 4.14, whose Linux then refuses to start them.
-    ET.SubElement(cpu, "topology", {"sockets": "1", "cores": str(machine.cpus), "threads": "1"})
+    cores = machine.cpus // (machine.sockets * machine.threads)
+    topology = {"sockets": machine.sockets, "cores": cores, "threads": machine.threads}
+    ET.SubElement(cpu, "topology", {name: str(number) for name, number in topology.items()})
     if machine.physical_bits:
         ET.SubElement(cpu, "maxphysaddr", {"mode": "emulate", "bits": str(machine.physical_bits)})
     for change in changes:

@@ -23,6 +23,8 @@ from xentests.trace.timeline import Timeline
 FOLDER = "/run/xentests-load"
 SECOND = 1_000_000_000
 _AHEAD_S, _AFTER_S = 8, 2
+# It sleeps until its buffer is half full, or its time is over: nothing of its own is to be seen in what it records.
+_XENTRACE = f"xentrace -D -e {SCHEDULING:#x} -S 1024 -s 100000"
 _FUNCTIONS = f"""\
 moment() {{
     v=$1 moment= i=0
@@ -95,8 +97,8 @@ done
 def _section(number: int, section: Section) -> str:
     lines = [f"echo '@@ before {number}'", *section.before]
     told = [f"tell {name} '{_octal(each.pack(number))}'" for name, each in section.load.items()]
-    trace = f"xentrace -D -e {SCHEDULING:#x} -S 256 -T {section.window_s + _AHEAD_S} {_trace(number)} &"
-    rehearsed = f"xentrace -D -e {SCHEDULING:#x} -S 256 -T 1 {_trace(number)}; rm {_trace(number)}"
+    trace = f"{_XENTRACE} -T {section.window_s + _AHEAD_S + 1} {_trace(number)} &"
+    rehearsed = f"{_XENTRACE} -T 1 {_trace(number)}; rm {_trace(number)}"
     work = f"""
 if [ -e /run/xentests-quiet ]; then
     read -r up _ < /proc/uptime
