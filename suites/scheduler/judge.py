@@ -18,10 +18,17 @@ def full_speed(bench: Bench) -> float:
     return heard.chunks / (heard.ended_ns - heard.begun_ns)
 
 
-def speeds(bench: Bench, outcome: Outcome) -> dict[str, float]:
-    """How fast each guest was, as a part of the CPU, by its own count of work."""
-    window = outcome.section.window_s * SECOND
-    return {name: outcome.guest(name).chunks / window / full_speed(bench) for name in outcome.section.load}
+def speeds(bench: Bench, outcome: Outcome, *, after_s: int = 0) -> dict[str, float]:
+    """How fast each guest was, as a part of the CPU, by its own count of work.
+
+    ``after_s`` leaves out the beginning, in which a guest lives on what it had been credited with while it slept.
+    """
+    found = {}
+    for name, told in outcome.section.load.items():
+        heard = outcome.guest(name)
+        before = heard.table[after_s * SECOND // told.step - 1] if after_s else 0
+        found[name] = (heard.chunks - before) / (outcome.section.window_s - after_s) / SECOND / full_speed(bench)
+    return found
 
 
 def shares(outcome: Outcome) -> dict[str, float]:

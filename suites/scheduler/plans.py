@@ -11,7 +11,7 @@ from xentests.load.bench import Section
 from xentests.load.program import Told
 
 MS = 1_000_000
-CHUNKS_PER_MS = 406
+CHUNKS_PER_MS = 454
 """What a guest on a CPU of its own does; for how long it is to work, not for judging."""
 GUESTS = ("g0", "g1", "g2", "g3")
 
@@ -68,7 +68,7 @@ def sharing(scheduler: str) -> Plan:
     sections = [
         Section("alone", {"g0": spin(1)}, 1),
         _weighted(scheduler, "weights", WEIGHTS, 6, trace=True),
-        _capped(scheduler, "caps", CAPS, ("g2",), 4),
+        _capped(scheduler, "caps", CAPS, ("g2",), 5),
         _capped(scheduler, "cap on an idle CPU", {"g0": CAP_ALONE}, (), 3),
         Section("equals", {guest: spin(5) for guest in GUESTS}, 5, trace=True),
         Section("half asleep", {"g0": half, "g1": spin(4)}, 4),

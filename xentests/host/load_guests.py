@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from xentests.load.bench import FOLDER
 from xentests.load.guest import MEMORY_MIB, kernel
+from xentests.load.program import FOREVER, Told
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
@@ -18,10 +19,13 @@ _CREATE_S = 60.0
 _LOGS = "/var/log/xen/console"
 
 
+def quiet_logs(host: Host) -> None:
+    """What guests say on their consoles must not end on the disk, whose time is the outer host's."""
+    host.succeed("mount", "-t", "tmpfs", "tmpfs", _LOGS)
+
+
 def create(host: Host, names: Sequence[str], *, vcpus: int = 1, pool: str = "", cpus: str = "") -> None:
     """Make load guests of these names. On x86-64 they are PV; their first vCPU is the only one that works."""
-    # Their words must not end on the disk, whose time is the outer host's.
-    host.succeed("mount", "-t", "tmpfs", "tmpfs", _LOGS)
     host.write_file(f"{FOLDER}/kernel", kernel(host.arch))
     for name in names:
         lines = {
@@ -36,3 +40,11 @@ def create(host: Host, names: Sequence[str], *, vcpus: int = 1, pool: str = "", 
         file = shlex.quote(f"{FOLDER}/{name}")
         look = f"xl domid {shlex.quote(name)} > {file}.domid; xenstore-read /local/domain/$(cat {file}.domid)/console/tty"
         host.succeed("sh", "-c", f"{look} > {file}.tty")
+
+
+def spin(host: Host, *names: str) -> None:
+    """Have load guests work without end, from now on. Only for hosts on which nothing is measured."""
+    told = Told(window=FOREVER).pack(0) + bytes(8)
+    for name in names:
+        tty = host.read_file(f"{FOLDER}/{name}.tty").decode().strip()
+        host.write_file(tty, told)
