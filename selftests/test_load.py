@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from xentests.errors import LabError, ProductFailure, UsageError
-from xentests.load.assembler import Arm64, Assembler, X86
+from xentests.load.assembler import X86, Arm64, Assembler
 from xentests.load.bench import Section, outcomes, script, trace_files
 from xentests.load.guest import heard, kernel
 from xentests.load.program import DATA_PAGE, HEAD, Told
@@ -52,7 +52,7 @@ def test_labels(made: Callable[[], Assembler], bits: int) -> None:
 def test_x86_encodings() -> None:
     """What GNU as makes of the same instructions."""
     code = X86().load("b", "end", 8).store("at", 24, "end").store("base", 3, "c", size=1).shift("count", -28)
-    assert code.content.hex() == "498b8c2408000000" "4d89a018000000" "44888d03000000" "48c1eb1c"
+    assert code.content.hex() == "498b8c24080000004d89a01800000044888d0300000048c1eb1c"
 
 
 def test_arm64_encodings() -> None:
@@ -104,7 +104,7 @@ def test_outcomes() -> None:
     assert (first.before, first.after) == ("before\n", "after\n")
     assert first.guest("g0").table == (4,)
     assert first.domains == {0: "dom0", 1: "g0", 2: "g1"}
-    with pytest.raises(ProductFailure, match="g1 never came to the end of its 1 s of 'first'.*Heard of: g0"):
+    with pytest.raises(ProductFailure, match=r"g1 never came to the end of its 1 s of 'first'.*Heard of: g0"):
         first.guest("g1")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fixtures.scheduling import Bench
 from xentests.errors import ProductFailure
 from xentests.load.bench import SECOND, Outcome
 from xentests.load.guest import Heard
-from fixtures.scheduling import Bench
 
 TOLERANCE = 0.05
 
@@ -48,11 +48,16 @@ def off(measured: float, wanted: float) -> float:
     return measured / wanted - 1
 
 
-def require(what: str, measured: Mapping[str, float], wanted: Mapping[str, float], tolerance: float = TOLERANCE) -> None:
+def require(
+    what: str, measured: Mapping[str, float], wanted: Mapping[str, float], tolerance: float = TOLERANCE
+) -> None:
     """ProductFailure unless each is what was wanted, within the tolerance."""
     wrong = {name: value for name, value in wanted.items() if abs(off(measured[name], value)) > tolerance}
     if wrong:
-        told = "; ".join(f"{name} has {100 * measured[name]:.1f} % and should have {100 * value:.1f} %" for name, value in wanted.items())
+        told = "; ".join(
+            f"{name} has {100 * measured[name]:.1f} % and should have {100 * value:.1f} %"
+            for name, value in wanted.items()
+        )
         raise ProductFailure(f"{what}: {told}; {tolerance:.0%} off is allowed")
 
 

@@ -139,7 +139,11 @@ def reservations() -> Plan:
             "wake-ups",
             {"g0": spin(6), "g1": spin(6), "g2": sleeper(6)},
             6,
-            before=[_reserve("g0", 100, 20, extra=True), _reserve("g1", 100, 20, extra=True), _reserve("g2", *RTDS_WAKE)],
+            before=[
+                _reserve("g0", 100, 20, extra=True),
+                _reserve("g1", 100, 20, extra=True),
+                _reserve("g2", *RTDS_WAKE),
+            ],
             trace=True,
         ),
         Section(

@@ -6,6 +6,8 @@ that Xen takes to notice, which is what ``_OVERRUN`` allows for.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from fixtures.releases import Figure
 from fixtures.scheduling import Bench
 from suites.scheduler.judge import by_xen, jain, require, shares, speeds
@@ -38,8 +40,8 @@ def test_budgets(bench: Bench, figure: Figure) -> None:
     outcome = bench.section("budgets", show=True)
     found = speeds(bench, outcome)
     wanted = {name: budget / period for name, (period, budget) in BUDGETS.items()}
-    for name in wanted:
-        figure(f"{name} of {100 * wanted[name]:.0f} %, %", round(100 * found[name], 3))
+    for name, part in wanted.items():
+        figure(f"{name} of {100 * part:.0f} %, %", round(100 * found[name], 3))
     require("budgets", found, wanted)
 
 
@@ -79,7 +81,7 @@ def test_no_period_has_more_than_the_budget(bench: Bench, figure: Figure) -> Non
     for name, (_, budget) in BUDGETS.items():
         moments = [each.at for each in given(outcome, name)]
         mine = [span for span in runs if span.vcpu == vcpu(outcome, name)]
-        for start, end in zip(moments, moments[1:], strict=False):
+        for start, end in pairwise(moments):
             used = sum(max(0, min(span.end, end) - max(span.start, start)) for span in mine)
             worst = max(worst, used - budget * MS)
     figure("most over the budget, us", round(worst / 1000, 3))
@@ -98,7 +100,7 @@ def test_replenished_on_time(bench: Bench, figure: Figure) -> None:
         late += [each.at - (each.deadline - period * MS) for each in found]
     figure("replenishments", len(late))
     figure("latest, us", round(max(late) / 1000, 3))
-    assert 0 <= min(late)
+    assert min(late) >= 0
     assert max(late) < MS
 
 
@@ -108,7 +110,7 @@ def test_periods_do_not_drift(bench: Bench, figure: Figure) -> None:
     outcome = bench.section("budgets")
     for name, (period, _) in BUDGETS.items():
         deadlines = [each.deadline for each in given(outcome, name)]
-        steps = {after - before for before, after in zip(deadlines, deadlines[1:], strict=False)}
+        steps = {after - before for before, after in pairwise(deadlines)}
         figure(f"{name}: periods", len(deadlines))
         assert steps == {period * MS}
 

@@ -6,7 +6,18 @@ from fixtures.releases import Figure
 from fixtures.scheduling import Bench
 from suites.scheduler.judge import by_xen, full_speed, jain, off, require, shares, speeds, standstills
 from suites.scheduler.marks import schedulers
-from suites.scheduler.plans import CAP_ALONE, CAPS, GUESTS, LEAST_WEIGHT, LIMIT_MS, MS, OTHER_WEIGHT, SLICE_MS, STEP, WEIGHTS
+from suites.scheduler.plans import (
+    CAP_ALONE,
+    CAPS,
+    GUESTS,
+    LEAST_WEIGHT,
+    LIMIT_MS,
+    MS,
+    OTHER_WEIGHT,
+    SLICE_MS,
+    STEP,
+    WEIGHTS,
+)
 from xentests.load.bench import SECOND
 
 both = schedulers("credit", "credit2")
@@ -30,9 +41,13 @@ def test_weights(bench: Bench, figure: Figure) -> None:
 @both
 def test_weights_are_read_back(bench: Bench) -> None:
     """Weights and caps that were set are those that xl shows while guests are at work."""
-    listed = {line.split()[0]: line.split()[2:4] for line in bench.section("weights").after.splitlines() if line[:1] == "g"}
+    listed = {
+        line.split()[0]: line.split()[2:4] for line in bench.section("weights").after.splitlines() if line[:1] == "g"
+    }
     assert {name: int(listed[name][0]) for name in WEIGHTS} == WEIGHTS
-    listed = {line.split()[0]: line.split()[2:4] for line in bench.section("caps").after.splitlines() if line[:1] == "g"}
+    listed = {
+        line.split()[0]: line.split()[2:4] for line in bench.section("caps").after.splitlines() if line[:1] == "g"
+    }
     assert {name: int(listed[name][1]) for name in CAPS} == CAPS
 
 

@@ -12,7 +12,11 @@ from suites.scheduler.plans import LATENCY_PERIOD, MS, RTDS_WAKE
 from xentests.errors import ProductFailure
 from xentests.load.bench import SECOND, Outcome
 
-LIMITS = {"credit": (50, 1.1, 95, 31.0), "credit2": (50, 1.1, 95, 11.0), "rtds": (50, 1.1, 100, RTDS_WAKE[0] - RTDS_WAKE[1])}
+LIMITS: dict[str, tuple[float, ...]] = {
+    "credit": (50, 1.1, 95, 31.0),
+    "credit2": (50, 1.1, 95, 11.0),
+    "rtds": (50, 1.1, 100, RTDS_WAKE[0] - RTDS_WAKE[1]),
+}
 """By scheduler: so many percent of wake-ups within so many ms, and so many more within so many more."""
 every = schedulers("credit", "credit2", "rtds")
 
@@ -47,8 +51,8 @@ def test_latency(bench: Bench, scheduler: str, part: int, figure: Figure) -> Non
     (CSCHED2_MAX_TIMER in credit2.c). Rtds guarantees a vCPU its budget in each period: it waits at most for the rest.
     """
     times = woken(bench.section("wake-ups"))
-    for percent in (50, 90, 95, 99, 100):
-        figure(f"{percent} %, us", round(percentile(times, percent) / 1000, 3))
+    for each in (50, 90, 95, 99, 100):
+        figure(f"{each} %, us", round(percentile(times, each) / 1000, 3))
     percent, limit_ms = LIMITS[scheduler][2 * part : 2 * part + 2]
     assert percentile(times, percent) <= limit_ms * MS
 

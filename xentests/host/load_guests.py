@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VERSION = 4
 """To be raised when load guests, or what is done around them, change: hosts are frozen with them."""
 _CREATE_S = 60.0
+_LONG_AGO = (1).to_bytes(8, "little")
 _LOGS = "/var/log/xen/console"
 
 
@@ -38,13 +39,15 @@ def create(host: Host, names: Sequence[str], *, vcpus: int = 1, pool: str = "", 
         # -e: no process of xl's waits for the guest's end.
         host.succeed("xl", "create", "-q", "-e", f"{FOLDER}/{name}.cfg", timeout_s=_CREATE_S)
         file = shlex.quote(f"{FOLDER}/{name}")
-        look = f"xl domid {shlex.quote(name)} > {file}.domid; xenstore-read /local/domain/$(cat {file}.domid)/console/tty"
+        look = (
+            f"xl domid {shlex.quote(name)} > {file}.domid; xenstore-read /local/domain/$(cat {file}.domid)/console/tty"
+        )
         host.succeed("sh", "-c", f"{look} > {file}.tty")
 
 
 def spin(host: Host, *names: str) -> None:
     """Have load guests work without end, from now on. Only for hosts on which nothing is measured."""
-    told = Told(window=FOREVER).pack(0) + bytes(8)
+    told = Told(window=FOREVER).pack(0) + _LONG_AGO
     for name in names:
         tty = host.read_file(f"{FOLDER}/{name}.tty").decode().strip()
         host.write_file(tty, told)

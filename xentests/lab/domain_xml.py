@@ -159,7 +159,7 @@ def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
         ET.SubElement(cpu, "maxphysaddr", {"mode": "emulate", "bits": str(machine.physical_bits)})
     for change in changes:
         if "=" in change:
-            continue  # libvirt has no word for QEMU's vendor and xlevel: see _qemu_options
+            continue  # libvirt has no word for QEMU's vendor override: see _qemu_options
         policy = "require" if change.startswith("+") else "disable"
         ET.SubElement(cpu, "feature", {"policy": policy, "name": change[1:]})
     if machine.numa_nodes > 1:

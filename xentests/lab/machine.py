@@ -27,7 +27,7 @@ interrupt pins of the chip set."""
 GUEST_CONSOLE_PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 """virtio-serial ports free for guests' consoles, bridged to ``xl console`` in dom0."""
 
-_CPU = re.compile(r"[A-Za-z0-9_.-]+(,(vendor=[A-Za-z]+|xlevel=0x[0-9a-f]+|[+-][a-z0-9_.-]+))*")
+_CPU = re.compile(r"[A-Za-z0-9_.-]+(,(vendor=[A-Za-z]+|[+-][a-z0-9_.-]+))*")
 
 # qemu64 with SVM and nested paging is the one model on which PV, PVH and HVM guests all run under TCG, on every QEMU
 # from 7.2 on. cortex-a57 has EL2 and the v8.0 timers that Xen expects.

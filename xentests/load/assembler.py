@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from xentests.errors import UsageError
 
@@ -89,7 +89,7 @@ class Assembler(ABC):
 
     @abstractmethod
     def hypercall(self, number: int, *arguments: int | Register) -> Self:
-        """Make a hypercall; its answer is in ``a``. Arguments may be in registers other than ``a`` to ``d``, and ``d``."""
+        """Make a hypercall; its answer is in ``a``. Arguments are numbers, ``d``, or registers that it does not spoil."""
 
     @abstractmethod
     def now(self, to: Register) -> Self:
@@ -103,7 +103,7 @@ class Assembler(ABC):
 class X86(Assembler):
     """A PV guest's kernel on x86-64. The counter is the TSC, which under QEMU's instruction counting ticks in ns."""
 
-    _NUMBERS: dict[Register, int] = {
+    _NUMBERS: ClassVar[dict[Register, int]] = {
         "a": 0, "b": 1, "c": 9, "d": 2,
         "base": 5, "count": 3, "skew": 13, "last": 14, "next": 15, "end": 12, "at": 8,
     }  # fmt: skip
@@ -195,7 +195,7 @@ class X86(Assembler):
 class Arm64(Assembler):
     """An arm64 guest's kernel with its MMU off. The counter is CNTVCT_EL0 of a Cortex-A57 in QEMU: 62.5 MHz."""
 
-    _NUMBERS: dict[Register, int] = {
+    _NUMBERS: ClassVar[dict[Register, int]] = {
         "a": 0, "b": 9, "c": 10, "d": 11,
         "base": 19, "count": 20, "skew": 21, "last": 22, "next": 23, "end": 24, "at": 25,
     }  # fmt: skip

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xentests.errors import LabError, ProductFailure
-from xentests.host.measure import DIRECTORY
 from xentests.load.guest import Heard, heard
 from xentests.load.program import Told
 from xentests.trace.records import SCHEDULING, records
@@ -120,7 +119,7 @@ def _octal(data: bytes) -> str:
 
 
 def _trace(number: int) -> str:
-    return f"{DIRECTORY}/trace.{number}"
+    return f"{FOLDER}/trace.{number}"
 
 
 def trace_files(sections: Sequence[Section]) -> dict[str, str]:
@@ -133,7 +132,9 @@ def outcomes(
 ) -> dict[str, Outcome]:
     """From what the script printed: each section by name. LabError when it did not come to its end."""
     parts = {key: body for key, body in re.findall(r"^@@ (.*)\n((?:(?!@@ ).*\n?)*)", text, re.MULTILINE)}
-    consoles = {key.split()[1]: (int(key.split()[2]), heard(body)) for key, body in parts.items() if key[:8] == "console "}
+    consoles = {
+        key.split()[1]: (int(key.split()[2]), heard(body)) for key, body in parts.items() if key[:8] == "console "
+    }
     if not consoles:
         raise LabError(f"the measurement's script did not come to its end; it printed last: {text[-400:]!r}")
     moments = {int(key.split()[1]): int(key.split()[2]) for key in parts if key.startswith("moment ")}

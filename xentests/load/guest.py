@@ -55,7 +55,8 @@ class Heard:
     """What a guest printed of one run. Times in ns; ``table`` as ``Told.step`` has it.
 
     ``lost_ns`` is by the guest's own clock: all the gaps in which it did not run though it wanted to. ``ran_ns`` and
-    ``waited_ns`` are by Xen's account of its vCPU: running, and runnable. ``skew_ns`` makes its time counter Xen's time.
+    ``waited_ns`` are by Xen's account of its vCPU: running, and runnable. ``skew_ns`` makes its time counter
+    Xen's time.
     """
 
     tag: int
@@ -83,6 +84,7 @@ def heard(text: str) -> dict[int, Heard]:
         head = [value - (value >> 63 << 64) for value in head]
         end = 2 * len(HEAD) + head[1]
         if len(words) >= end:
-            found[head[0]] = Heard(*head, table=tuple(words[2 * len(HEAD) : end]))
+            values = dict(zip(HEAD, head, strict=True))
+            found[head[0]] = Heard(**values, table=tuple(words[2 * len(HEAD) : end]))
         del words[:end]
     return found

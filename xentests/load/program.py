@@ -7,7 +7,8 @@ Written once for both instruction sets. Each of the guest's rounds begins with s
 - with unlimited work instead, how much work was done at each of many equal steps of time;
 - every gap of its time counter while it wanted to work: when it did not run.
 
-Then it waits to be told again. No interrupts, no memory to speak of, no second vCPU. Sources: xen/include/public/{sched,vcpu,xen,io/console}.h.
+Then it waits to be told again. No interrupts, no memory to speak of, no second vCPU. Sources: sched.h, vcpu.h, xen.h
+and io/console.h in xen/include/public.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from xentests.load.assembler import Arm64, Assembler, Register, X86
+from xentests.load.assembler import X86, Arm64, Assembler, Register
 
 CHUNK = 250
 """Instructions of work between two looks at the clock, which take two dozen more."""
@@ -134,7 +135,9 @@ def _listen(code: Assembler) -> None:
     """Wait for the 64 bytes of ``Told`` on the console. An event is sent only while none is marked as pending."""
     code.load("skew", "base", _RING).jump("look").label("silence").const("a", 0)
     _sleep(code, "a")
-    code.label("look").load("a", "base", _PENDING).const("b", 0).store("a", 0, "b").load("a", "skew", _IN_PRODUCED, size=4).load("b", "skew", _IN_CONSUMED, size=4).copy("c", "b")
+    code.label("look").load("a", "base", _PENDING).const("b", 0).store("a", 0, "b").load(
+        "a", "skew", _IN_PRODUCED, size=4
+    ).load("b", "skew", _IN_CONSUMED, size=4).copy("c", "b")
     code.const("d", 64).add("c", "d").branch("silence", "a", "<", "c").const("next", 0)
     code.label("byte").copy("a", "b").shift("a", 64 - _IN_BITS).shift("a", _IN_BITS - 64).add("a", "skew")
     code.load("last", "a", 0, size=1).copy("a", "base").add("a", "next").store("a", 0, "last", size=1)

@@ -24,7 +24,7 @@ def draw(timeline: Timeline, *, start: int, end: int, names: Mapping[int, str], 
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="8" y="18" font-size="14">{escape(title)}</text>',
-        f'<text x="8" y="36" fill="#555555">dark: ran (a colour for each pCPU); light: could have run and waited</text>',
+        '<text x="8" y="36" fill="#555555">dark: ran (a colour for each pCPU); light: could have run and waited</text>',
     ]
     shown = 0
     for row, vcpu in enumerate(rows):
