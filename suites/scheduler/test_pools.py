@@ -54,9 +54,9 @@ def test_guests_move(pcpus: MakePcpus) -> None:
     host = pcpus("g0")
     make(host, 2, 3)
     host.spin("g0")
-    for name, cpus in ((POOL, {2, 3}), ("Pool-0", {0, 1}), (POOL, {2, 3})):
+    for name, cpus in ((POOL, {2, 3}), ("Pool-0", {0, 1})):
         host.host.succeed("xl", "cpupool-migrate", "g0", name)
-        host.stays_on("g0", cpus, looks=4)
+        host.stays_on("g0", cpus)
 
 
 def test_cpus_move(pcpus: MakePcpus) -> None:
@@ -73,7 +73,7 @@ def test_cpus_move(pcpus: MakePcpus) -> None:
     host.host.succeed("xl", "cpupool-cpu-add", "Pool-0", 3)
     assert {name: cpus for name, (cpus, _, _) in pools(host).items()} == {"Pool-0": 3, POOL: 1}
     for name in ("g0", "g1"):
-        host.stays_on(name, {2}, looks=2)
+        host.stays_on(name, {2})
 
 
 def test_pool_in_use_is_not_destroyed(pcpus: MakePcpus) -> None:
@@ -101,7 +101,7 @@ def test_last_cpu_stays(pcpus: MakePcpus) -> None:
     host.host.fail("xl", "cpupool-cpu-remove", POOL, 3)
     assert pools(host)[POOL][0] == 1
     host.spin("g0")
-    host.stays_on("g0", {3}, looks=2)
+    host.stays_on("g0", {3})
 
 
 def test_cpu_of_another_pool_is_refused(pcpus: MakePcpus) -> None:

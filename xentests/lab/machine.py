@@ -52,7 +52,8 @@ class Machine:
     instructions are counted, idle time is skipped and CPUs take turns, so that what is measured inside depends on the
     instructions alone. ``cpus`` is 2, or 1 where timing is deterministic, unless given; ``dom0_vcpus`` how many of them
     dom0 has, 0 for all. They are in so many ``sockets``, and ``threads`` of them share a core (x86-64 only; Xen sees
-    threads of a CPU model of Intel's). ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
+    threads of a CPU model of Intel's). ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last
+    one win).
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
     ``N`` has the serial number ``stickN``. ``link`` gives it a network interface whose cable is ``lab.link``'s.
     ``pci_nics`` cards (x86-64 only; Intel 82540EM) are on one Ethernet that nothing else is on, the first in PCI's slot

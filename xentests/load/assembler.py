@@ -89,7 +89,7 @@ class Assembler(ABC):
 
     @abstractmethod
     def hypercall(self, number: int, *arguments: int | Register) -> Self:
-        """Make a hypercall; its answer is in ``a``. Arguments are numbers, ``d``, or registers that it does not spoil."""
+        """Make a hypercall; its answer is in ``a``. Arguments: numbers, ``d``, or registers that it does not spoil."""
 
     @abstractmethod
     def now(self, to: Register) -> Self:
