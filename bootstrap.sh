@@ -28,9 +28,11 @@ wanted_packages() {
     local scopes=all
     case $1 in
     lint | types) ;;
-    selftests) scopes='all|run|selftests' ;;
+    selftests) scopes='all|run|build|selftests' ;;
+    kconfig) scopes='all|run|build' ;;
     *) scopes='all|run' ;;
     esac
+    if $builds; then scopes+='|build'; fi
     awk -v scopes="^($scopes)\$" '!/^#/ && $2 ~ scopes { print $1 }' system-packages.txt
 }
 
@@ -167,7 +169,10 @@ if [ $# -gt 0 ]; then
     shift
 fi
 
-runs=true npm=
+runs=true npm= builds=false
+case " $* " in
+*source:*) builds=true ;;
+esac
 case $environment in
 lint | types) runs=false ;;
 esac

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selftests.fakes import FakeDomain, FakeImage, elapsed
-from xentests.errors import HypervisorCrash, ProductFailure, UsageError
+from xentests.errors import DomainGone, HypervisorCrash, ProductFailure, UsageError
 from xentests.host.console import Console, ConsoleTimeout
 from xentests.host.crash import LONGEST_LINE, PATTERNS, CrashScanner
 from xentests.host.host import Host
@@ -225,6 +225,20 @@ def test_errors_inside_expected_crash(console: Console) -> None:
     """Other errors of the block are not swallowed."""
     with pytest.raises(KeyError), console.expect_crash(timeout_s=0.1):
         raise KeyError("x")
+
+
+def test_a_machine_that_ended_with_the_expected_crash(console: Console, domain: FakeDomain) -> None:
+    """Xen on Arm powers off at the end of its panic: what was under way ends by that, before the console is read."""
+    with console.expect_crash("FATAL PAGE FAULT") as crash:
+        domain.later(0.1, lambda: domain.say(PANIC))
+        raise DomainGone("its QEMU is gone")
+    assert crash.name == "xen-panic"
+
+
+def test_a_machine_that_ended_without_the_expected_crash(console: Console) -> None:
+    """The end of a machine is no crash of Xen."""
+    with pytest.raises(DomainGone), console.expect_crash("FATAL PAGE FAULT"):
+        raise DomainGone("its QEMU is gone")
 
 
 def test_host_that_died_of_the_expected_crash(domain: FakeDomain) -> None:

@@ -16,11 +16,12 @@ from elftools.elf.elffile import ELFFile
 from xentests.errors import LabError, UsageError
 from xentests.payload import damage, elf
 from xentests.payload.builder import FUNC_SIZE, FUNCS, Damage, Expectation, Hook, Payload, note_section
+from xentests.payload.code import returns
 from xentests.payload.elf import ElfFile, Place, Relocation, Section, Symbol
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
 from xentests.payload.hooks import TRACE, keeps_state_apart, marking
 from xentests.payload.symbols import HypervisorSymbols, parse_build_id, read_symbols
-from xentests.payload.x86 import ENDBR64, Code, returns
+from xentests.payload.x86 import ENDBR64, Code
 
 BUILD_ID = bytes(range(20))
 BASE = 0xFFFF82D040200000
@@ -39,7 +40,7 @@ def hypervisor(*extra: Symbol, build_id: bytes = BUILD_ID) -> ElfFile:
     static = Symbol("revert_payload", Place(".text"), size=40, fields={"st_value": BASE + 30, "st_info": 0x02})
     note = note_section(".note.gnu.build-id", build_id)
     note.fields["sh_addr"] = BASE + 0x1000
-    return ElfFile([text, note], [*symbols, static, *extra])
+    return ElfFile(elf.EM_X86_64, [text, note], [*symbols, static, *extra])
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_the_tracer_exports_its_buffer(payloads: Payloads) -> None:
 
 def test_a_mark_is_one_letter() -> None:
     with pytest.raises(UsageError, match="one ASCII letter"):
-        marking("ab")
+        marking("ab")(Code())
 
 
 @pytest.mark.parametrize(("code", "apart"), [("c74741000000", True), ("c6474100", False)])
@@ -317,7 +318,7 @@ def test_damage_to_one_payload_leaves_the_builder_alone(payloads: Payloads) -> N
 
 
 def test_a_relocation_may_name_any_symbol(payloads: Payloads) -> None:
-    entry = Relocation(0, Place(".rodata"), kind=elf.R_X86_64_64, symbol_index=4711)
+    entry = Relocation(0, Place(".rodata"), elf.R_X86_64_64, symbol_index=4711)
     content = damaged(payloads, damage.relocate(".rodata", entry))
     assert (4711 << 32 | elf.R_X86_64_64).to_bytes(8, "little") in content
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from xentests.errors import LabError, UsageError
-from xentests.payload.runner import BUFFER_SIZE, Reply, Script, program
+from xentests.payload.runner import Reply, Script, program
+from xentests.payload.runner_code import BUFFER_SIZE
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs an x86-64 program")
 
 
 def run(tmp_path: Path, script: Script, *, privcmd: str = "/dev/null", memory: str = "/dev/zero") -> Reply:
     path = tmp_path / "runner"
-    path.write_bytes(program(privcmd=privcmd, memory=memory))
+    path.write_bytes(program("amd64", privcmd=privcmd, memory=memory))
     path.chmod(0o755)
     done = subprocess.run([path], input=script.encode(), capture_output=True, check=False, timeout=10)
     assert done.returncode == 0
@@ -71,7 +72,7 @@ def test_a_countdown_ends(tmp_path: Path) -> None:
 )
 def test_a_missing_device_is_told_by_the_exit_code(tmp_path: Path, devices: dict[str, str], code: int) -> None:
     path = tmp_path / "runner"
-    path.write_bytes(program(**{"privcmd": "/dev/null", "memory": "/dev/zero", **devices}))
+    path.write_bytes(program("amd64", **{"privcmd": "/dev/null", "memory": "/dev/zero", **devices}))
     path.chmod(0o755)
     assert subprocess.run([path], input=b"", capture_output=True, check=False, timeout=10).returncode == code
 

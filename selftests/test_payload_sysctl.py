@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from xentests.payload.runner import BASE, Reply, Script
+from xentests.payload.runner import Reply, Script
+from xentests.payload.runner_code import BASE
 from xentests.payload.sysctl import (
     Action,
     LivepatchScript,
@@ -40,7 +41,7 @@ class Played:
 
 
 def test_an_upload_is_laid_out_as_xen_reads_it() -> None:
-    script = LivepatchScript(0x15)
+    script = LivepatchScript(0x15, arch="amd64")
     call = script.upload(script.name(b"p\0"), b"ELF...")
     reply = Played(script).reply
     assert struct.unpack("<4I", reply.read(call.body - 16, 16)) == (27, 0x15, 0, 0)
@@ -50,7 +51,7 @@ def test_an_upload_is_laid_out_as_xen_reads_it() -> None:
 
 
 def test_an_action_is_laid_out_as_xen_reads_it() -> None:
-    script = LivepatchScript(0x13)
+    script = LivepatchScript(0x13, arch="amd64")
     call = script.action(script.name(b"p\0", pad=9), Action.REPLACE, time_limit_ns=7, flags=1, pad=2)
     reply = Played(script).reply
     assert struct.unpack("<4I", reply.read(call.body - 16, 16)) == (27, 0x13, 3, 0)
@@ -69,7 +70,7 @@ def test_an_action_is_laid_out_as_xen_reads_it() -> None:
     ids=["checked", "in-progress", "unknown-state", "absent"],
 )
 def test_a_status_is_read(result: int, state: int, rc: int, status: Status) -> None:
-    script = LivepatchScript(0x15)
+    script = LivepatchScript(0x15, arch="amd64")
     get = script.get(script.name(b"p\0"))
     played = Played(script)
     played.result(get.step, result)
@@ -78,7 +79,7 @@ def test_a_status_is_read(result: int, state: int, rc: int, status: Status) -> N
 
 
 def test_a_listing_is_read() -> None:
-    script = LivepatchScript(0x15)
+    script = LivepatchScript(0x15, arch="amd64")
     call = script.listing(number=5, index=0, pad=0)
     played = Played(script)
     played.result(call.step, 2)
@@ -92,7 +93,7 @@ def test_a_listing_is_read() -> None:
 
 
 def test_a_refused_listing_names_nobody() -> None:
-    script = LivepatchScript(0x15)
+    script = LivepatchScript(0x15, arch="amd64")
     call = script.listing(number=2000, index=0, pad=0)
     played = Played(script)
     played.result(call.step, -errno.E2BIG)
@@ -100,7 +101,7 @@ def test_a_refused_listing_names_nobody() -> None:
 
 
 def test_the_count_of_payloads_is_what_a_listing_left() -> None:
-    script = LivepatchScript(0x15)
+    script = LivepatchScript(0x15, arch="amd64")
     call = script.count()
     played = Played(script)
     played.write(call.body + 8, struct.pack("<I", 3))

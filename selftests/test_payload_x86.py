@@ -10,8 +10,8 @@ from xentests.payload.x86 import Code
 
 # Each was read back with objdump 2.40: the ids say what it shows.
 ENCODINGS = {
-    "mov-eax": (Code().mov_eax(77), "b84d000000"),
-    "mov-eax-negative": (Code().mov_eax(-22), "b8eaffffff"),
+    "mov-eax": (Code().set_result(77), "b84d000000"),
+    "mov-eax-negative": (Code().set_result(-22), "b8eaffffff"),
     "movabs-rdi": (Code().mov("rdi", 0x1122334455667788), "48bf8877665544332211"),
     "movabs-r13": (Code().mov("r13", 1), "49bd0100000000000000"),
     "mov-rbx-rax": (Code().copy(to="rbx", source="rax"), "4889c3"),
@@ -60,8 +60,8 @@ def test_a_base_register_that_needs_a_sib_byte_is_refused() -> None:
 
 
 def test_references_leave_four_zero_bytes_and_a_fixup() -> None:
-    code = Code().lea("rdx", Place(".data", 8)).call("printk").store_imm32("flag", 5)
-    assert code.content.hex() == "488d1500000000" + "e800000000" + "c7050000000005000000"
+    code = Code().lea("rdx", Place(".data", 8)).call("printk").add32("flag", 5)
+    assert code.content.hex() == "488d1500000000" + "e800000000" + "81050000000005000000"
     assert [(fixup.offset, fixup.target, fixup.addend) for fixup in code.fixups] == [
         (3, Place(".data", 8), -4),
         (8, "printk", -4),

@@ -67,6 +67,12 @@ TESTS = '''
             fake_host.domain.say(PANIC)
 
 
+    def test_crash_expected_and_powered_off(fake_host):
+        with fake_host.console.expect_crash("FATAL PAGE FAULT"):
+            fake_host.domain.say(PANIC)
+        fake_host.domain.gone = True
+
+
     def test_gone(fake_host):
         fake_host.domain.gone = True
 
@@ -228,6 +234,7 @@ ENDINGS = {
     "test_crash_behind_a_lab_error": (FAILED, ["failure"]),
     "test_crash_behind_a_skip": (FAILED, ["failure"]),
     "test_crash_expected": (PASSED, []),
+    "test_crash_expected_and_powered_off": (PASSED, []),
     "test_crash_in_teardown": (FAILED, ["failure"]),
     "test_crash_met_by_its_fixture": (FAILED, ["failure"]),
     "test_crash_unseen_met_by_its_fixture": (FAILED, ["failure"]),

@@ -144,6 +144,17 @@ def test_only_selftests_need_a_browser(checkout: Checkout) -> None:
     assert checkout.calls("apt-get")[-1].endswith(" chromium")
 
 
+def test_only_builds_need_build_tools(checkout: Checkout) -> None:
+    """What builds hypervisors needs tools for that: an environment that does, and any with a release from source."""
+    lacking = checkout.without("flex")
+    checkout.run("smoke", STUB_INSTALLED=lacking)
+    assert checkout.calls("apt-get") == []
+    checkout.run("smoke", "--", "--xen-release", "source:debian:bookworm", STUB_INSTALLED=lacking)
+    assert checkout.calls("apt-get")[-1].endswith(" flex")
+    checkout.run("kconfig", STUB_INSTALLED=lacking)
+    assert checkout.calls("apt-get")[-1].endswith(" flex")
+
+
 def test_lint_needs_no_machine_and_no_report(checkout: Checkout) -> None:
     """Environments that start no machine need neither QEMU, nor libvirt's user, nor npm."""
     checkout.run("lint", STUB_INSTALLED=checkout.without("qemu-system-x86"), STUB_GETENT_CODE="2")
@@ -236,7 +247,7 @@ def test_two_at_once_prepare_once(checkout: Checkout) -> None:
 @pytest.mark.parametrize("arguments", [(), ("no-such",), ("live",), ("livepatch", "-k", "x")])
 def test_bad_arguments_are_refused(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     """An unknown environment, or arguments without --, end with 2 and the list of environments."""
-    assert "ENV is one of: livepatch smoke lifecycle hotplug migration memory scheduler selftests" in checkout.run(
+    assert "ENV is one of: livepatch smoke lifecycle hotplug migration memory kconfig scheduler selftests" in checkout.run(
         *arguments, code=2
     )
     assert not checkout.log.exists()

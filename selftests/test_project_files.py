@@ -102,13 +102,13 @@ def system_packages() -> dict[str, tuple[str, str]]:
 
 def test_system_packages_have_scope_and_reason() -> None:
     """Every system package says what needs it and why."""
-    assert {scope for scope, _ in system_packages().values()} == {"all", "run", "selftests"}
+    assert {scope for scope, _ in system_packages().values()} == {"all", "run", "build", "selftests"}
     assert all(reason for _, reason in system_packages().values())
 
 
 def test_doctor_asks_for_packages_that_bootstrap_installs() -> None:
     """What the doctor wants installed is what bootstrap.sh installs (dpkg is always there)."""
-    named = {package for package, _ in doctor.TOOLS.values()} - {"dpkg"}
+    named = {package for package, _ in doctor.TOOLS.values()} - {"dpkg"} | {*doctor.BUILD_TOOLS.values()}
     assert named <= set(system_packages())
 
 

@@ -32,18 +32,14 @@ def test_the_default_is_one_of_them() -> None:
     assert f"debian:{next(iter(SUITES))}" == DEFAULT_RELEASE
 
 
-@pytest.mark.parametrize(
-    "text", ["", "debian", "debian:", "debian:sid", "trixie", "tree:/x", "debian:trixie:x", "debs"]
-)
+@pytest.mark.parametrize("text", ["", "debian", "debian:", "debian:sid", "trixie", "debian:trixie:x", "debs"])
 def test_an_unknown_release_lists_what_there_is(text: str) -> None:
     """Whatever is not one of the names."""
-    with pytest.raises(
-        UsageError, match=r"unknown release .*debian:trixie, debian:bookworm, debian:bullseye, or debs:"
-    ):
+    with pytest.raises(UsageError, match=r"unknown release .*debian:trixie, debian:bookworm, debian:bullseye; debs:"):
         parse_release(text, "amd64")
 
 
-@pytest.mark.parametrize("arch", ["", "x86_64", "aarch64", "AMD64", "riscv64"])
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "AMD64", "riscv64"])
 def test_an_unknown_architecture_lists_what_there_is(arch: str) -> None:
     """Debian's names only."""
     with pytest.raises(UsageError, match="choose one of amd64, arm64"):

@@ -86,12 +86,12 @@ def run(session: Session, *, clones: int, step: Callable[[str], None] = lambda t
     # Suites migrate on x86-64 only.
     pairs = (
         bench_migration.run(session, pairs=clones, step=step)
-        if "pvh" in guests.answer_s and session.options.arch == "amd64"
+        if "pvh" in guests.answer_s and session.machine.arch == "amd64"
         else None
     )
     return Bench(
         release=session.options.release,
-        arch=session.options.arch,
+        arch=session.machine.arch,
         accelerator=session.lab.accelerator,
         cold_boot_s=round(cold_boot_s, 3),
         clone_ready_s=Spread.of(ready),

@@ -37,8 +37,13 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Release = Annotated[str, typer.Argument(help="debian:trixie, debian:bookworm, debian:bullseye or debs:DIR[@SUITE].")]
-ArchOption = Annotated[str, typer.Option("--arch", help=f"One of {', '.join(ARCHES)}.")]
+Release = Annotated[
+    str,
+    typer.Argument(help="debian:SUITE, debs:DIR[@SUITE], source:DIR, source:debian:SUITE[,kconfig=FILE] or tree:DIR."),
+]
+ArchOption = Annotated[
+    str, typer.Option("--arch", help=f"One of {', '.join(ARCHES)}; default: the release's, or amd64.")
+]
 Mirror = Annotated[str | None, typer.Option("--mirror", help="Archive to fetch from; mmdebstrap's default otherwise.")]
 LabUri = Annotated[str, typer.Option("--lab-uri", help="libvirt URI of the lab.")]
 Qemu = Annotated[str, typer.Option("--qemu", help="QEMU of the hosts: system, or a release's own: debian:trixie.")]
@@ -60,7 +65,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def build(
     release: Release = DEFAULT_RELEASE,
-    arch: ArchOption = "amd64",
+    arch: ArchOption = "",
     mirror: Mirror = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the archive for newer packages.")] = False,
     as_json: AsJson = False,
@@ -70,16 +75,17 @@ def build(
     from xentests.release.spec import parse_release  # noqa: PLC0415
 
     started = time.monotonic()
-    with _progress(f"building {release} {arch}") as say:
+    with _progress(f"building {release} {arch}".rstrip()) as say:
         store = Store(default_cache_dir(), say=say)
         image = build_image(parse_release(release, arch), store, mirror=mirror, refresh=refresh, report=say)
     facts = {
         "release": str(image.release),
-        "arch": arch,
+        "arch": image.release.arch,
         "xen": image.xen_package_version,
         "kernel": image.kernel_version,
+        **({"compiler": image.built["compiler"]} if image.built else {}),
         "packages": len(image.packages),
-        "path": str(image.entry.path),
+        "path": str(image.hypervisor.parent),
         "seconds": round(time.monotonic() - started, 1),
     }
     _print_facts(facts, as_json=as_json)
@@ -88,7 +94,7 @@ def build(
 @app.command()
 def shell(
     release: Release = DEFAULT_RELEASE,
-    arch: ArchOption = "amd64",
+    arch: ArchOption = "",
     mirror: Mirror = None,
     lab_uri: LabUri = EMBED,
     qemu: Qemu = SYSTEM_QEMU,
@@ -109,10 +115,12 @@ def shell(
     log_dir = artifacts / time.strftime("shell-%Y%m%d-%H%M%S")
     options = Options(run_dir=log_dir, release=release, arch=arch, mirror=mirror, lab_uri=lab_uri, qemu=qemu)
     with contextlib.ExitStack() as stack:
-        with _progress(f"preparing {release} {arch}") as say:
+        with _progress(f"preparing {release} {arch}".rstrip()) as say:
             session = stack.enter_context(Session(options, say=say))
             host = session.clone(session.template(), name="shell", log_dir=log_dir, standby=False)
-        err.print(f"dom0 of {release} on {arch}; console in {log_dir / 'console.log'}; leave with Ctrl-]")
+        err.print(
+            f"dom0 of {release} on {session.machine.arch}; console in {log_dir / 'console.log'}; leave with Ctrl-]"
+        )
         with machine_of(host).connect("shell") as channel:
             shell_.join(channel)
         err.print("\nended")
@@ -135,8 +143,10 @@ def bench(
 
     results = []
     run_dir = bench_.new_run_dir(artifacts)
-    for one in arch or ARCHES:
-        options = Options(run_dir=run_dir / one, release=release, arch=one, mirror=mirror, lab_uri=lab_uri, qemu=qemu)
+    for one in arch or ([""] if ",arch=" in release else ARCHES):
+        options = Options(
+            run_dir=run_dir / (one or "built"), release=release, arch=one, mirror=mirror, lab_uri=lab_uri, qemu=qemu
+        )
         with _progress(f"bench {release} {one}") as say, Session(options, say=say) as session:
             results.append(bench_.run(session, clones=clones, step=say))
     if as_json:

@@ -55,6 +55,11 @@ TOOLS: dict[str, tuple[str, str]] = {
     "gpgv": ("gpgv", "signatures of the archive"),
     "gcc": ("gcc", "libvirt-python"),
 }
+# For releases from source only; tool -> Debian package.
+BUILD_TOOLS = {
+    "make": "make", "flex": "flex", "bison": "bison", "dpkg-source": "dpkg-dev", "ccache": "ccache",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+}  # fmt: skip
 PYTHON_PACKAGES = ("libvirt-python", "pexpect", "pytest-testinfra", "allure-pytest", "pytest", "pytest-xdist")
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -85,7 +90,7 @@ def examine(*, root: Path = Path("/")) -> list[Check]:
     if os.geteuid() == 0:
         checks.append(_libvirt_user())
     checks += [_tool(name, package, purpose) for name, (package, purpose) in TOOLS.items()]
-    checks += [_keyring(root), _memory(), _disk(default_cache_dir()), _kvm(root), _allure(), _browser()]
+    checks += [_build_tools(), _keyring(root), _memory(), _disk(default_cache_dir()), _kvm(root), _allure(), _browser()]
     return checks
 
 
@@ -180,6 +185,15 @@ def _tool(name: str, package: str, purpose: str) -> Check:
     if path is None:
         return Check(name, purpose, "missing", "not on PATH", fix=_apt(package), package=package)
     return Check(name, purpose, "ok", str(path))
+
+
+def _build_tools() -> Check:
+    """Worth knowing, and nothing to mend where no hypervisor is built."""
+    packages = [package for tool, package in BUILD_TOOLS.items() if find_tool(tool) is None]
+    name, purpose = "build tools", "releases from source"
+    if packages:
+        return Check(name, purpose, "note", f"for releases from source: {_apt(*packages)}", required=False)
+    return Check(name, purpose, "ok", f"{', '.join(BUILD_TOOLS)}", required=False)
 
 
 def _qemu(arch: str, binary: str, package: str) -> Check:

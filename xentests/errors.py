@@ -19,6 +19,10 @@ class HypervisorCrash(ProductFailure):
     """A crash pattern (Xen panic, BUG, assertion, dom0 oops, second banner) stood on a console uninvited."""
 
 
+class BuildFailed(ProductFailure):
+    """A source that was to be tested does not build. The text has the first error and where the whole output is."""
+
+
 class CommandFailed(ProductFailure):
     """A command in dom0 that had to succeed (or had to fail) did not. The text carries argv, exit code and output."""
 

@@ -35,11 +35,14 @@ _READY_S_PER_GIB = 0.25
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may choose. ``run_dir`` is where logs of the lab's own machines go."""
+    """What a caller may choose.
+
+    ``run_dir`` is where logs of the lab's own machines go; ``arch`` is empty for what the release says, or amd64.
+    """
 
     run_dir: Path
     release: str = "debian:trixie"
-    arch: str = "amd64"
+    arch: str = ""
     lab_uri: str = EMBED
     qemu: str = SYSTEM_QEMU
     mirror: str | None = None
@@ -100,7 +103,7 @@ class Session:
 
     def of_release(self, release: str) -> Session:
         """Another release in the same lab and store; closing it ends nothing of this one."""
-        other = Session(dataclasses.replace(self.options, release=release), say=self._say)
+        other = Session(dataclasses.replace(self.options, release=release, arch=self._spec.arch), say=self._say)
         other.store, other._lab, other._shares_lab = self.store, self.lab, True
         return other
 

@@ -11,7 +11,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from xentests.deadline import Deadline
@@ -86,6 +87,52 @@ def run_tool(
             exit_code=process.returncode,
         )
     return stdout
+
+
+def follow_tool(
+    argv: Sequence[str | Path],
+    *,
+    on_line: Callable[[str], None],
+    limit_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    package: str = "",
+) -> int:
+    """Run ``argv`` and hand out each line of its stdout and stderr as it comes; returns its exit code.
+
+    Raises :class:`LabError` for a missing tool and a passed deadline, which ends the whole process group.
+    """
+    words = [str(word) for word in argv]
+    deadline = Deadline(limit_s)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": tool_path(), "LC_ALL": "C.UTF-8", **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        advice = f"install it: apt-get install {package}" if package else "run `xentests doctor`"
+        raise LabError(f"{words[0]} is not installed; {advice}") from error
+    late = threading.Timer(deadline.limit_s, _end, [process])
+    late.start()
+    try:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                on_line(line.decode("utf-8", "replace").rstrip("\n"))
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        late.cancel()
+    if deadline.elapsed_s >= deadline.limit_s:
+        raise LabError(f"{shlex.join(words)[:300]}: not done within {deadline}; it was ended")
+    return code
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -25,6 +25,10 @@ class Case:
     make: Make
     errnos: tuple[str, ...]
     reason: str = ""
+    silent: frozenset[str] = frozenset()
+    """Architectures on which Xen does not say it."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """By architecture: the known defect by which Xen takes it all the same."""
 
 
 def sound(payloads: Payloads) -> PayloadBuilder:
@@ -54,6 +58,8 @@ def try_upload(host: Host, payloads: Payloads, case: Case) -> None:
     """Upload: it must be refused with one of the case's errnos, for its reason, and nothing may be left behind."""
     payload = case.make(payloads)
     answer = host.livepatch.sysctl.upload(payload.name.encode() + b"\0", payload.content)
+    if not answer.error and payloads.arch.name in case.taken:
+        pytest.xfail(case.taken[payloads.arch.name])
     assert answer.error in case.errnos
     assert answer.payloads == 0
     _reason(host, case)
@@ -69,5 +75,5 @@ def try_tool(host: Host, payloads: Payloads, case: Case) -> None:
 
 
 def _reason(host: Host, case: Case) -> None:
-    if case.reason:
+    if case.reason and host.arch not in case.silent:
         host.console.wait_for(rf"livepatch: bad:? {case.reason}", 5)

@@ -1,4 +1,4 @@
-"""Architecture-specific sections of a payload: alternatives, exception table, bug frames (x86-64)."""
+"""What payloads for x86-64 have: alternatives, an exception table, bug frames. For arm64: ``test_arm64``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import struct
 
 import pytest
 
-from suites.livepatch.refused import Case, sound, try_upload
+from suites.livepatch.refused import Case, damaged, sound, try_upload
 from xentests.host.host import Host
 from xentests.host.livepatch_sysctl import LivepatchSysctl
 from xentests.host.xen_version import dom0_sees
 from xentests.payload import damage, elf
 from xentests.payload.builder import PayloadBuilder
-from xentests.payload.elf import Place, Relocation
+from xentests.payload.code import returns
+from xentests.payload.elf import R_X86_64_PC32, Place, Relocation
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
-from xentests.payload.x86 import NOP, Code, returns
+from xentests.payload.x86 import NOP, Code
 
-pytestmark = pytest.mark.needs("livepatch")
+pytestmark = pytest.mark.needs("livepatch", "amd64")
 
 ALWAYS, NEVER = 0, 10
 """CPU features by number: leaf 1, edx: bit 0 (an FPU) is there on every x86-64, bit 10 is reserved."""
@@ -31,16 +32,16 @@ def add_alternative(builder: PayloadBuilder, feature: int, *, original: Place, l
     place = builder.put(text, replacement)
     table = builder.section(".altinstructions", align=1)
     entry = builder.put(table, bytes(8) + struct.pack("<HBBBB", feature, length, len(replacement), 0, 0))
-    table.relocations.append(Relocation(entry.offset, original))
-    table.relocations.append(Relocation(entry.offset + 4, place))
+    table.relocations.append(Relocation(entry.offset, original, R_X86_64_PC32))
+    table.relocations.append(Relocation(entry.offset + 4, place, R_X86_64_PC32))
 
 
 def add_fixup(builder: PayloadBuilder, fault: Place, resume: Place) -> None:
     """Add an entry of .ex_table: where an exception may happen, and where to go on; both relative to themselves."""
     table = builder.section(".ex_table", align=4)
     entry = builder.put(table, bytes(8))
-    table.relocations.append(Relocation(entry.offset, fault))
-    table.relocations.append(Relocation(entry.offset + 4, resume))
+    table.relocations.append(Relocation(entry.offset, fault, R_X86_64_PC32))
+    table.relocations.append(Relocation(entry.offset + 4, resume, R_X86_64_PC32))
 
 
 def add_bug_frame(builder: PayloadBuilder, kind: int, where: Place, *, file: str, line: int) -> None:
@@ -48,8 +49,8 @@ def add_bug_frame(builder: PayloadBuilder, kind: int, where: Place, *, file: str
     frames = builder.section(f".bug_frames.{kind}", align=4)
     frame = builder.put(frames, bytes(8))
     name = builder.put(builder.section(".rodata.files", align=1), file.encode() + b"\0")
-    frames.relocations.append(Relocation(frame.offset, where, line >> 7 << 24))
-    frames.relocations.append(Relocation(frame.offset + 4, name, 4 + ((line & 0x7F) << 24)))
+    frames.relocations.append(Relocation(frame.offset, where, R_X86_64_PC32, line >> 7 << 24))
+    frames.relocations.append(Relocation(frame.offset + 4, name, R_X86_64_PC32, 4 + ((line & 0x7F) << 24)))
 
 
 @pytest.mark.parametrize(("feature", "expected"), [(ALWAYS, 2), (NEVER, 1)], ids=["present", "absent"])
@@ -62,7 +63,7 @@ def test_alternatives(
     """
     builder = payloads.builder()
     place = builder.code(returns(1))
-    add_alternative(builder, feature, original=place, length=5, replacement=Code().mov_eax(2).content)
+    add_alternative(builder, feature, original=place, length=5, replacement=Code().set_result(2).content)
     sysctl.patch(builder.patch(MINOR_VERSION, place, new_size=6).build())
     assert dom0_sees(livepatch_host, "version/minor") == str(expected)
 
@@ -73,7 +74,7 @@ def test_a_shorter_alternative_is_padded(livepatch_host: Host, sysctl: Livepatch
     docs/misc/livepatch.pandoc, "Alternative assembler": "padded with `nop` operations".
     """
     builder = payloads.builder()
-    place = builder.code(Code(b"\x31\xc0").mov_eax(1).ret())  # xor %eax, %eax; mov $1, %eax
+    place = builder.code(Code(b"\x31\xc0").set_result(1).ret())  # xor %eax, %eax; mov $1, %eax
     add_alternative(builder, ALWAYS, original=place + 2, length=5, replacement=NOP)
     sysctl.patch(builder.patch(MINOR_VERSION, place, new_size=8).build())
     assert dom0_sees(livepatch_host, "version/minor") == "0"
@@ -99,20 +100,29 @@ def test_alternatives_that_reach_out(livepatch_host: Host, payloads: Payloads, c
     builder = payloads.builder("bad")
     place = builder.code(returns(1))
     builder.patch(MINOR_VERSION, place, new_size=6)
-    text = Code().mov_eax(2).content
+    text = Code().set_result(2).content
     add_alternative(builder, ALWAYS, original=place, length=5, replacement=text)
     table = builder.section(".altinstructions").relocations
     if case == "original-outside":
-        table[0] = Relocation(0, MINOR_VERSION)
+        table[0] = Relocation(0, MINOR_VERSION, R_X86_64_PC32)
         reason = "Alternative orig .* outside payload text"
     elif case == "replacement-outside":
-        table[1] = Relocation(4, place)
+        table[1] = Relocation(4, place, R_X86_64_PC32)
         reason = "Alternative repl .* outside .altinstr_replacement"
     else:
         builder.section(".altinstr_replacement").name = ".text.elsewhere"
-        table[1] = Relocation(4, Place(".text.elsewhere"))
+        table[1] = Relocation(4, Place(".text.elsewhere"), R_X86_64_PC32)
         reason = "no .altinstr_replacement"
     try_upload(livepatch_host, payloads, Case(lambda _: builder.build(), ("EINVAL",), f".*{reason}"))
+
+
+def test_the_size_of_the_exception_table(livepatch_host: Host, payloads: Payloads) -> None:
+    """An exception table that is no array of whole entries is refused with EINVAL.
+
+    docs/misc/livepatch.pandoc, "Design of payload format": architecture-specific sections.
+    """
+    cut_off = damaged(damage.add(".ex_table", bytes(12)))
+    try_upload(livepatch_host, payloads, Case(cut_off, ("EINVAL",), r"Wrong size 12 of .ex_table"))
 
 
 def test_the_exception_table(livepatch_host: Host, sysctl: LivepatchSysctl, payloads: Payloads) -> None:

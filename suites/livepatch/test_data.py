@@ -10,21 +10,23 @@ from xentests.host.livepatch_sysctl import LivepatchSysctl, Outcome
 from xentests.host.xen_version import dom0_sees
 from xentests.payload import elf
 from xentests.payload.builder import BSS, DATA, Hook, PayloadBuilder
+from xentests.payload.code import returns, returns_address
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
 from xentests.payload.sysctl import Action, Status
-from xentests.payload.x86 import Code, returns
 
 pytestmark = pytest.mark.needs("livepatch")
 
+COUNTER = b"call no "
+"""What a counting payload says before the number of the call, which then is 4-aligned."""
 WRITABLE = elf.SHF_ALLOC | elf.SHF_WRITE
 
 
 def counting(payloads: Payloads) -> PayloadBuilder:
     """A payload that counts, in its own data, how often the extra version was asked for."""
     builder = payloads.builder()
-    text = builder.data(b"call 0\0")
-    count = Code().raw(b"\xff\x05").fix(text + len("call "), -4)  # incl
-    return builder.patch(EXTRA_VERSION, count.lea("rax", text).ret())
+    text = builder.data(COUNTER + b"0\0")
+    counted = builder.new_code().add32(text + len(COUNTER), 1)
+    return builder.patch(EXTRA_VERSION, counted.result_address(text).ret())
 
 
 def apply_revert_apply(sysctl: LivepatchSysctl, builder: PayloadBuilder) -> Outcome:
@@ -123,7 +125,7 @@ def test_after_a_new_upload_the_data_is_pristine(
     file = counting(payloads).build()
     for _ in range(2):
         sysctl.patch(file)
-        assert [dom0_sees(livepatch_host) for _ in range(2)] == ["call 1", "call 2"]
+        assert [dom0_sees(livepatch_host) for _ in range(2)] == ["call no 1", "call no 2"]
         sysctl.action(file.name, Action.REVERT)
         sysctl.action(file.name, Action.UNLOAD)
 
@@ -137,11 +139,11 @@ def test_data_is_kept_while_others_come_and_go(
     """
     lower = counting(payloads).build()
     sysctl.patch(lower)
-    assert dom0_sees(livepatch_host) == "call 1"
+    assert dom0_sees(livepatch_host) == "call no 1"
     sysctl.patch(payloads.replace(returns="UPPER", on=lower, name="upper"))
     assert dom0_sees(livepatch_host) == "UPPER"
     sysctl.action("upper", Action.REVERT)
-    assert dom0_sees(livepatch_host) == "call 2"
+    assert dom0_sees(livepatch_host) == "call no 2"
 
 
 def test_two_payloads_have_data_of_their_own(livepatch_host: Host, sysctl: LivepatchSysctl, payloads: Payloads) -> None:
@@ -151,10 +153,10 @@ def test_two_payloads_have_data_of_their_own(livepatch_host: Host, sysctl: Livep
     """
     first, second = counting(payloads).build(), counting(payloads).build()
     sysctl.patch(first)
-    assert dom0_sees(livepatch_host) == "call 1"
+    assert dom0_sees(livepatch_host) == "call no 1"
     sysctl.action(first.name, Action.REVERT)
     sysctl.patch(second)
-    assert dom0_sees(livepatch_host) == "call 1"
+    assert dom0_sees(livepatch_host) == "call no 1"
 
 
 def test_data_of_a_loaded_payload_is_open_to_others(
@@ -167,7 +169,7 @@ def test_data_of_a_loaded_payload_is_open_to_others(
     store = payloads.builder("store").hook(Hook.LOAD, returns(0))
     store.export("xentests_shared", store.data(b"SHARED\0"))
     livepatch_host.livepatch.upload(store.build())
-    reader = payloads.builder("reader").patch(EXTRA_VERSION, Code().lea("rax", "xentests_shared").ret())
+    reader = payloads.builder("reader").patch(EXTRA_VERSION, returns_address("xentests_shared"))
     sysctl.patch(reader.build())
     assert dom0_sees(livepatch_host) == "SHARED"
 
@@ -182,7 +184,7 @@ def test_read_only_data_of_a_payload(livepatch_host: Host, sysctl: LivepatchSysc
     table = builder.section(".rodata.table")
     for index, text in enumerate(("zero", "one", "two")):
         builder.put(table, bytes(8))
-        table.relocations.append(elf.Relocation(8 * index, builder.string(text), kind=elf.R_X86_64_64))
-    code = Code().lea("rdx", elf.Place(".rodata.table")).load("rax", "rdx", 16).ret()
+        table.relocations.append(elf.Relocation(8 * index, builder.string(text), builder.arch.absolute64))
+    code = builder.new_code().load_pointer(elf.Place(table.name, 16)).ret()
     sysctl.patch(builder.patch(EXTRA_VERSION, code).build())
     assert dom0_sees(livepatch_host) == "two"

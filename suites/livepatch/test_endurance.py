@@ -67,6 +67,7 @@ def test_uploads_give_their_memory_back(
     assert before - free_kib(livepatch_host) < ROUNDS * PAGE_KIB // 2
 
 
+@pytest.mark.needs("cpu-hotplug")
 def test_a_cpu_that_was_offline(xen_host: Host, payloads: Payloads) -> None:
     """With a CPU offline a payload is applied by the others, and the CPU runs the new code when it is back.
 

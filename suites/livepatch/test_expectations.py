@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,9 @@ from xentests.host.host import Host
 from xentests.host.livepatch_sysctl import LivepatchSysctl
 from xentests.host.xen_version import dom0_sees
 from xentests.payload.builder import Expectation
+from xentests.payload.code import returns
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
 from xentests.payload.sysctl import NODEPS, Action
-from xentests.payload.x86 import returns
 
 pytestmark = pytest.mark.needs("livepatch")
 
@@ -111,15 +112,19 @@ def test_expectations_are_checked_when_applied(
 def test_the_trampoline_is_what_a_patched_function_begins_with(
     livepatch_host: Host, sysctl: LivepatchSysctl, payloads: Payloads
 ) -> None:
-    """While a function is replaced it begins with a jump (e9), behind an ENDBR64 if it has one: Xen itself compares.
+    """While a function is replaced it begins with a jump to the new one, behind an ENDBR64 if it has one: Xen compares.
 
-    docs/misc/livepatch.pandoc, "Trampoline (e9 opcode), x86".
+    docs/misc/livepatch.pandoc, "Trampoline (e9 opcode), x86" and "Trampoline, ARM". Xen's debug key tells
+    where the new function is.
     """
     first = payloads.replace(returns="FIRST")
     assert sysctl.patch(first).failure == ""
-    start = payloads.first_instruction(EXTRA_VERSION)
-    jump = Expectation(payloads.symbols.code(EXTRA_VERSION)[:start] + b"\xe9")
-    second = payloads.replace(returns="SECOND", on=first, expect=jump)
+    told = re.search(rf"{EXTRA_VERSION} patch [0-9a-f]+\(\d+\) with ([0-9a-f]+)", livepatch_host.xl.debug_keys("x"))
+    assert told is not None
+    old, start = payloads.symbols.address(EXTRA_VERSION), payloads.first_instruction(EXTRA_VERSION)
+    jump = payloads.arch.branch(old + start, int(told[1], 16))
+    trampoline = Expectation(payloads.symbols.code(EXTRA_VERSION)[:start] + jump)
+    second = payloads.replace(returns="SECOND", on=first, expect=trampoline)
     assert sysctl.patch(second).failure == ""
     assert dom0_sees(livepatch_host) == "SECOND"
 

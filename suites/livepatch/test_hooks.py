@@ -15,10 +15,10 @@ from xentests.host.livepatch_sysctl import LivepatchSysctl, Outcome
 from xentests.host.xen_version import dom0_sees
 from xentests.payload import hooks
 from xentests.payload.builder import Hook, PayloadBuilder
+from xentests.payload.code import Code, returns
 from xentests.payload.factory import MINOR_VERSION, Payloads
 from xentests.payload.hooks import marking, marking_outcome
 from xentests.payload.sysctl import Action, Status
-from xentests.payload.x86 import Code, returns
 
 pytestmark = pytest.mark.needs("livepatch")
 
@@ -52,8 +52,8 @@ def minor(host: Host) -> str:
 def failing_once(letter: str, builder: PayloadBuilder, error: int) -> Code:
     """A hook that appends its letter and fails at its first call only."""
     calls = builder.bss(4)
-    code = hooks.mark(letter).load_eax(calls).raw(b"\x85\xc0").jump("again", when="ne")  # test %eax, %eax
-    return code.increment32(calls).mov_eax(-error).ret().label("again").mov_eax(0).ret()
+    code = hooks.mark(letter, builder.new_code()).load_result(calls).go_unless(0, "again")
+    return code.add32(calls, 1).set_result(-error).ret().label("again").set_result(0).ret()
 
 
 def apply(host: Host, builder: PayloadBuilder) -> Outcome:
@@ -135,9 +135,8 @@ def test_load_hooks_see_the_old_code(livepatch_host: Host, traced: PayloadBuilde
     docs/misc/livepatch.pandoc, ".livepatch.hooks.load and .livepatch.hooks.unload": "before payload is being applied
     (.livepatch.funcs) or after reverting the payload".
     """
-    call = Code().push("rbx").call(MINOR_VERSION).raw(bytes([0x83, 0xF8, PATCHED])).pop("rbx")  # cmp $61, %eax
     for kind in (Hook.LOAD, Hook.UNLOAD):
-        look = Code().append(call).jump("new", when="e")
+        look = traced.new_code().enter().call(MINOR_VERSION).leave().go_if(PATCHED, "new")
         hooks.mark("o", look).ret().label("new")
         traced.hook(kind, hooks.mark("n", look).ret())
     apply(livepatch_host, traced)
@@ -239,8 +238,9 @@ def test_a_post_revert_hook_is_told_of_failure(livepatch_host: Host, traced: Pay
     docs/misc/livepatch.pandoc, ".livepatch.hooks.postrevert".
     """
     calls = traced.bss(4)
-    veto = hooks.mark("V").load_eax(calls).raw(b"\x85\xc0").jump("again", when="ne")  # test %eax, %eax
-    veto.increment32(calls).mov_eax(-errno.ENODEV).ret().label("again").jump_to("revert_payload")
+    veto = hooks.mark("V", traced.new_code().enter().keep_argument()).load_result(calls).go_unless(0, "again")
+    veto.add32(calls, 1).set_result(-errno.ENODEV).leave().ret()
+    veto.label("again").argument_kept().leave().jump_to("revert_payload")
     traced.hook(Hook.REVERT, veto).hook(Hook.POST_REVERT, marking_outcome(good="+", bad="-"))
     apply(livepatch_host, traced)
     assert revert(livepatch_host, traced).status == Status("", "APPLIED", "ENODEV")
@@ -297,7 +297,7 @@ def test_replace_runs_the_hooks_of_both(livepatch_host: Host, sysctl: LivepatchS
 
     def saying(builder: PayloadBuilder, text: str) -> Code:
         line = builder.string(f"<0>xentests: {text}\n")
-        return Code().push("rbx").lea("rdi", line).raw(b"\x31\xc0").call("printk").pop("rbx").ret()  # xor %eax, %eax
+        return builder.new_code().enter().argument_address(line).call("printk").leave().ret()
 
     first = payloads.builder("lower")
     below = first.hook(Hook.UNLOAD, saying(first, "lower unload")).build()
@@ -317,8 +317,8 @@ def test_hooks_run_with_every_other_cpu_waiting(livepatch_host: Host, traced: Pa
     docs/misc/livepatch.pandoc, "Hooks": in the quiescent zone, or with all CPUs released from it.
     """
     for kind in (Hook.PRE_APPLY, Hook.LOAD, Hook.POST_APPLY):
-        look = Code().raw(b"\x9c\x58\xa9\x00\x02\x00\x00").jump("off", when="e")  # pushf; pop %rax; test $IF, %eax
-        hooks.mark("1", look).mov_eax(0).ret().label("off")
-        traced.hook(kind, hooks.mark("0", look).mov_eax(0).ret())
+        look = traced.new_code().load_interrupts().go_if(0, "off")
+        hooks.mark("1", look).set_result(0).ret().label("off")
+        traced.hook(kind, hooks.mark("0", look).set_result(0).ret())
     apply(livepatch_host, traced)
     assert trace(livepatch_host) == "101"

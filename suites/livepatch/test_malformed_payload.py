@@ -11,8 +11,8 @@ from xentests.host.host import Host
 from xentests.host.livepatch import LivepatchError
 from xentests.payload import damage
 from xentests.payload.builder import BUILD_ID, DEPENDS, FUNC_SIZE, FUNCS, XEN_DEPENDS, Hook, Payload
+from xentests.payload.code import returns
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
-from xentests.payload.x86 import returns
 
 pytestmark = pytest.mark.needs("livepatch")
 
@@ -65,12 +65,12 @@ def _builder(case: str) -> Make:
         elif case == "unknown-function":
             builder.patch("no_such_function_in_xen", returns(1), old_size=16)
         elif case == "too-small":
-            needed = payloads.first_instruction(MINOR_VERSION) + 5
+            needed = payloads.first_instruction(MINOR_VERSION) + payloads.arch.branch_size
             builder.patch(MINOR_VERSION, returns(1), old_size=needed - 1)
         elif case == "nop-too-long":
             builder.nop(MINOR_VERSION, 32, old_size=64)
         elif case == "nop-beyond":
-            builder.nop(MINOR_VERSION, size + 1)
+            builder.nop(MINOR_VERSION, size + 4)
         elif case == "nothing":
             builder.string("nothing to do")
         return builder.build()
@@ -94,7 +94,11 @@ FUNCTIONS = {
     "too-small-for-a-jump": Case(_builder("too-small"), INVALID),
     "unknown-function": Case(_builder("unknown-function"), ("ENOENT",), "Could not resolve old address of no_such_fun"),
     "nop-of-more-than-31-bytes": Case(_builder("nop-too-long"), UNSUPPORTED),
-    "nop-of-more-than-the-function": Case(_builder("nop-beyond"), INVALID),
+    "nop-of-more-than-the-function": Case(
+        _builder("nop-beyond"),
+        INVALID,
+        taken={"arm64": "Xen 4.14 to 4.22 on Arm: arch_livepatch_verify_func() does not look at old_size"},
+    ),
 }
 
 OTHER = {
@@ -103,7 +107,6 @@ OTHER = {
         lambda payloads: sound(payloads).metadata(b"key=value").build(), INVALID, "Incorrect metadata format detected"
     ),
     "bug-frame-size": Case(damaged(damage.add(".bug_frames.1", bytes(12))), INVALID, r"Wrong size 12 of .bug_frames.1"),
-    "exception-table-size": Case(damaged(damage.add(".ex_table", bytes(12))), INVALID, r"Wrong size 12 of .ex_table"),
     "alternatives-size": Case(damaged(damage.add(".altinstructions", bytes(15))), INVALID, r"Wrong size 15 of .altins"),
 }
 
@@ -122,7 +125,8 @@ def test_build_id_notes(livepatch_host: Host, payloads: Payloads, case: str) -> 
 def test_functions_that_cannot_be_patched(livepatch_host: Host, payloads: Payloads, case: str) -> None:
     """`.livepatch.funcs` is an array of whole entries of version 2, each with a known function of a size that will do.
 
-    docs/misc/livepatch.pandoc, ".livepatch.funcs" and "Trampoline (e9 opcode), x86": at least five bytes.
+    docs/misc/livepatch.pandoc, ".livepatch.funcs" and "Trampoline (e9 opcode), x86": a jump takes five bytes, four on
+    Arm.
     """
     try_upload(livepatch_host, payloads, FUNCTIONS[case])
 

@@ -9,9 +9,9 @@ from xentests.host.livepatch import LivepatchError
 from xentests.host.livepatch_sysctl import LivepatchSysctl
 from xentests.host.xen_version import dom0_sees
 from xentests.payload.builder import Expectation, Hook, Payload
+from xentests.payload.code import returns
 from xentests.payload.factory import EXTRA_VERSION, MINOR_VERSION, Payloads
 from xentests.payload.sysctl import NODEPS, Action, Status
-from xentests.payload.x86 import returns
 
 pytestmark = pytest.mark.needs("livepatch")
 

@@ -177,6 +177,12 @@ TABLE: tuple[Definition, ...] = (
     ),
     Definition("vmx", "the CPU has VMX", "xl info: hw_caps", lambda facts: facts.cpu_bit(1, 5, "VMX")),
     Definition("svm", "the CPU has SVM", "xl info: hw_caps", lambda facts: facts.cpu_bit(3, 2, "SVM")),
+    Definition(
+        "cpu-hotplug",
+        "physical CPUs go offline and come back",
+        "dom0's programs (xen-hptool is not built for Arm)",
+        lambda facts: facts.program("xen-hptool"),
+    ),
     Definition("vmtrace", "processor trace of guests", "xl info: virt_caps", lambda facts: facts.virt_cap("vmtrace")),
     Definition("vpmu", "performance counters of guests", "xl info: virt_caps", lambda facts: facts.virt_cap("vpmu")),
     Definition(

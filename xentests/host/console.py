@@ -231,7 +231,10 @@ class Console:
         except _ExpectedCrashSeen:
             return
         except (HostHang, CommandTimeout, DomainGone):
-            self._await_crash(2.0)
+            try:
+                self._await_crash(2.0)
+            except _ExpectedCrashSeen:
+                return
             raise
         finally:
             self._expected = None

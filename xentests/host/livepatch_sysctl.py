@@ -91,6 +91,7 @@ class LivepatchSysctl:
         self._host = host
         self._version = 0
         self._cpus = host.domain.machine.cpus
+        self._arch = host.domain.machine.arch
         self.uploaded: list[str] = []
         """Names of payloads that may be there, in the order of their upload: for ``clear``."""
 
@@ -214,7 +215,7 @@ class LivepatchSysctl:
 
     def _clear(self, names: Sequence[str], *, reverts: Sequence[str] | None = None) -> Look:
         reverts = list(reversed(names)) if reverts is None else reverts
-        script = self._script(room=10 + (8 + self._cpus) * (len(names) + len(reverts)))
+        script = self._script(room=10 + (8 + 2 * self._cpus) * (len(names) + len(reverts)))
         for name in reverts:
             packed = script.name(_terminated(name))
             script.action(packed, Action.REVERT)
@@ -244,13 +245,13 @@ class LivepatchSysctl:
             if len(taken) != 1:
                 raise ProductFailure(f"{self._host.name}: sysctl takes the interface versions {taken}, not just one")
             self._version = taken[0]
-        return LivepatchScript(self._version, cpus=self._cpus, room=room)
+        return LivepatchScript(self._version, arch=self._arch, cpus=self._cpus, room=room)
 
     def _run(self, script: Script, *, timeout_s: float = 30.0) -> Reply:
         data = script.encode()
         result = self._host.run(_PROGRAM, input_data=data, timeout_s=timeout_s)
         if result.exit_code == 127:
-            self._host.write_file(_PROGRAM, program(), mode=0o755)
+            self._host.write_file(_PROGRAM, program(self._arch), mode=0o755)
             result = self._host.run(_PROGRAM, input_data=data, timeout_s=timeout_s)
         if result.exit_code != 0:
             raise LabError(f"{result}\nThe hypercall runner could not run (2: no privcmd, 3: no hypercall buffers)")

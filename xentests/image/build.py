@@ -5,6 +5,7 @@ Needs no root and runs nothing of the release, so an arm64 image is made on an x
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from xentests.image.image import (
     XEN_CONFIG,
     Image,
     image_of,
+    with_hypervisor,
 )
 from xentests.image.kernel import plain_hypervisor, plain_kernel
 from xentests.image.kernel_module import Built, build_module
@@ -34,10 +36,19 @@ from xentests.image.unpack import Tree, one_member, patterns
 from xentests.lab.store import Store, key_of
 from xentests.release.deb import Package
 from xentests.release.fetch import Chosen, Fetched, chosen, fetch
+from xentests.release.hypervisor import build_hypervisor, find_hypervisor
 from xentests.release.spec import ReleaseSpec
+from xentests.release.tree import DistTree
 from xentests.tools import ToolFailed
 
 BUILDER = 5  # raise it when the same recipe and packages give another image
+
+XEN_TOOLS = "usr/lib/xentests/xen"
+ENVIRONMENT = "usr/lib/xentests/environment"
+"""On the disk: the link to Xen's private tools, and what dom0's profile reads if it is there."""
+
+# Not on the disk where a tree brings tools of its own. Debian's libraries stay, for its QEMU.
+_TOOLS = ("xen-utils-*", "xen-hypervisor-*", "xenstore-utils")
 
 BUILT_MODULES = "usr/share/xentests/modules"
 """On the disk: a file for each module that was to be built, empty, or with the reason why it was not."""
@@ -57,8 +68,12 @@ def build_image(
     """The image of ``spec``, from the store when the same packages and recipe were built before (no network then).
 
     ``refresh`` asks the archive for newer packages; ``recipes`` is the directory of the recipe. Raises DownloadError,
-    LabFull, LabError; nothing half-made stays.
+    LabFull, LabError, and for a hypervisor to be built BuildFailed, UsageError; nothing half-made stays.
     """
+    if spec.source is not None:
+        built = build_hypervisor(spec, store, mirror=mirror, refresh=refresh, report=report)
+        image = build_image(_below(spec), store, mirror=mirror, refresh=refresh, report=report, recipes=recipes)
+        return with_hypervisor(image, spec, built)
     recipe = load_recipe(spec, directory=recipes)
     what = f"image of {spec} {spec.arch}"
     found = None if refresh else find_image(spec, store, mirror=mirror, recipes=recipes)
@@ -80,16 +95,26 @@ def build_image(
 
 def find_image(spec: ReleaseSpec, store: Store, *, mirror: str | None = None, recipes: Path = IMAGES) -> Image | None:
     """The image of ``spec`` if the store has it, else None; builds and fetches nothing."""
+    if spec.source is not None:
+        built = find_hypervisor(spec, store, mirror=mirror)
+        image = find_image(_below(spec), store, mirror=mirror, recipes=recipes) if built else None
+        return with_hypervisor(image, spec, built) if image and built else None
     recipe = load_recipe(spec, directory=recipes)
     known = chosen(spec, recipe.packages, store, mirror=mirror)
     entry = store.find("image", _key(known, recipe), what=f"image of {spec} {spec.arch}") if known else None
     return image_of(spec, entry) if entry else None
 
 
+def _below(spec: ReleaseSpec) -> ReleaseSpec:
+    """What a hypervisor from source shares all else with: the tools of its tree, or a Debian release."""
+    return dataclasses.replace(spec, kind="tree", source=None) if spec.tree else spec.debian
+
+
 def _key(packages: Chosen, recipe: LoadedRecipe) -> str:
     """Of all that goes in. Where packages came from is part of it: the same ones unsigned are another release."""
     unsigned = [package.sha256 for package in packages.packages if package.origin != "archive"]
-    return key_of("image", BUILDER, packages.key, recipe.key, recipe.spec.arch, recipe.spec.base, *unsigned)
+    tree = [recipe.spec.tree.digest] if recipe.spec.tree else []
+    return key_of("image", BUILDER, packages.key, recipe.key, recipe.spec.arch, recipe.spec.base, *unsigned, *tree)
 
 
 @dataclass(frozen=True)
@@ -107,9 +132,12 @@ class _Build:
         path.mkdir()
         self.report(f"{name}: unpacking packages")
         tree = Tree(path, left_out=patterns(recipe.disk.exclude))
-        leave_out = patterns(recipe.disk.leave_out)
+        leave_out = patterns((*recipe.disk.leave_out, *(_TOOLS if spec.tree else ())))
         on_disk = [package for package in self.fetched.chosen.packages if not leave_out(package.name)]
         tree.add_all((package, self.fetched.deb(package)) for package in on_disk)
+        if spec.tree:
+            self.report(f"{name}: laying {spec.tree.directory} over them")
+            spec.tree.lay_over(path)
         self.report(f"{name}: kernel and modules")
         release = kernel_release(path)
         self._hypervisor(directory, path)
@@ -128,7 +156,9 @@ class _Build:
         return {
             "release": str(spec),
             "arch": spec.arch,
-            "xen_package_version": self._package(f"xen-hypervisor-{spec.xen}-{spec.arch}").version,
+            "xen_package_version": spec.tree.version
+            if spec.tree
+            else self._package(f"xen-hypervisor-{spec.xen}-{spec.arch}").version,
             "kernel_version": release,
             "packages": [package.to_json() for package in self.fetched.chosen.packages],
         }
@@ -141,6 +171,9 @@ class _Build:
 
     def _hypervisor(self, directory: Path, tree: Path) -> None:
         spec = self.loaded.spec
+        if spec.tree:
+            self._hypervisor_of_tree(directory, spec.tree)
+            return
         boot = sorted((tree / "boot").glob(f"xen-*{spec.arch}*"))
         files = [path for path in boot if path.name.removesuffix(".gz").endswith(spec.arch)]
         if len(files) != 1:
@@ -156,6 +189,15 @@ class _Build:
             if found:
                 (directory / SYMBOLS).write_bytes(found[1])
                 return
+
+    def _hypervisor_of_tree(self, directory: Path, tree: DistTree) -> None:
+        xen = plain_hypervisor(
+            (tree.directory / tree.hypervisor).read_bytes(), self.loaded.spec.arch, what=tree.hypervisor
+        )
+        (directory / HYPERVISOR).write_bytes(xen)
+        for name, target in ((tree.symbols, SYMBOLS), (tree.config, XEN_CONFIG)):
+            if name:
+                shutil.copyfile(tree.directory / name, directory / target)
 
     def _kernel(self, directory: Path, release: str) -> None:
         package = self._package(f"linux-image-{release}")
@@ -213,7 +255,12 @@ class _Build:
             _write(tree / where, self.loaded.contents[name])
         for where, text in recipe.text.items():
             _write(tree / where, text.encode())
-        for where, target in recipe.links.items():
+        links = dict(recipe.links)
+        if tree_of_xen := self.loaded.spec.tree:
+            links[XEN_TOOLS] = f"/{tree_of_xen.prefix}/lib/xen"
+            libraries = f"/{tree_of_xen.prefix}/lib"
+            _write(tree / ENVIRONMENT, f"export LD_LIBRARY_PATH={libraries}\n".encode())
+        for where, target in links.items():
             path = tree / where
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir() and not path.is_symlink():

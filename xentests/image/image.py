@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xentests.lab.store import Entry
+from xentests.lab.store import Entry, key_of
+from xentests.release import hypervisor
 from xentests.release.deb import Package
 from xentests.release.spec import ReleaseSpec
 
@@ -36,6 +39,10 @@ class Image:
     xen_package_version: str
     kernel_version: str
     packages: list[Package] = field(repr=False)
+    digest: str = field(default="", repr=False)
+    """Of all its bytes: what a template of it is keyed by."""
+    built: Mapping[str, object] = field(default_factory=dict, repr=False)
+    """Of a hypervisor that was built from source: what the manifest of its entry says (``release.hypervisor``)."""
 
 
 def image_of(spec: ReleaseSpec, entry: Entry) -> Image:
@@ -61,4 +68,21 @@ def image_of(spec: ReleaseSpec, entry: Entry) -> Image:
         xen_package_version=str(about["xen_package_version"]),
         kernel_version=str(about["kernel_version"]),
         packages=[Package.from_json(package) for package in about["packages"]],
+        digest=entry.digest,
+    )
+
+
+def with_hypervisor(image: Image, spec: ReleaseSpec, built: Entry) -> Image:
+    """``image`` with a hypervisor that was built (``release.hypervisor``) instead of its own; its files are shared."""
+    about = built.manifest
+    return dataclasses.replace(
+        image,
+        release=spec,
+        key=key_of("image", image.key, built.key),
+        hypervisor=built.file(hypervisor.XEN),
+        symbols=built.file(hypervisor.SYMBOLS),
+        xen_config=built.file(hypervisor.CONFIG),
+        xen_package_version=str(about["version"]),
+        digest=key_of("image", image.digest, built.digest),
+        built=about,
     )

@@ -324,7 +324,7 @@ class Lab:
         files = DomainFiles(disk=nowhere, console_log=nowhere, sockets=nowhere, memory=nowhere)
         boot = BootFiles(nowhere, nowhere, nowhere)
         xml = domain_xml(name="template", machine=machine, boot=boot, files=files, accelerator=self.accelerator)
-        return key_of(image.entry.digest, xml, repr(machine), self._versions_of(machine), template.outer_cpu(), *more)
+        return key_of(image.digest, xml, repr(machine), self._versions_of(machine), template.outer_cpu(), *more)
 
     def _take_standby(self, source: Template, name: str, log_dir: Path) -> Domain | None:
         with self._lock:

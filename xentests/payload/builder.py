@@ -1,4 +1,4 @@
-"""Live patch payloads for x86-64 Xen, described in Python and written as ELF files.
+"""Live patch payloads, described in Python and written as ELF files.
 
 What a payload consists of is laid down in Xen's docs/misc/livepatch.pandoc, "Design of payload format"; the layout of
 ``struct livepatch_func`` is that of payload version 2 (xen/include/public/sysctl.h). Nothing here talks to a host.
@@ -14,9 +14,10 @@ from enum import Enum
 
 from xentests.errors import UsageError
 from xentests.payload import elf
+from xentests.payload.architecture import of_machine
+from xentests.payload.code import Body, Code, returns, returns_address
 from xentests.payload.elf import ElfFile, Place, Relocation, Section, Symbol
 from xentests.payload.symbols import HypervisorSymbols
-from xentests.payload.x86 import ENDBR64, Code, returns, returns_address
 
 FUNCS = ".livepatch.funcs"
 DEPENDS = ".livepatch.depends"
@@ -118,6 +119,8 @@ class PayloadBuilder:
     def __init__(self, name: str, symbols: HypervisorSymbols) -> None:
         self.name = name
         self.symbols = symbols
+        self.arch = of_machine(symbols.machine)
+        """How the hypervisor's architecture does things; the payload's machine."""
         self.depends: bytes = symbols.build_id
         """Build-id of what must have been applied last: the hypervisor's for the first payload of a stack."""
         self.xen_depends: bytes = symbols.build_id
@@ -156,12 +159,17 @@ class PayloadBuilder:
         section.zero_size += (size + 7) // 8 * 8
         return place
 
-    def code(self, code: Code, *, section: str = TEXT) -> Place:
+    def new_code(self) -> Code:
+        """Code without anything in it, of this payload's architecture."""
+        return self.arch.code()
+
+    def code(self, code: Code | Body, *, section: str = TEXT) -> Place:
         """Executable code; its fixups become relocations."""
+        code = self._made(code)
         text = self.section(section, flags=elf.SHF_ALLOC | elf.SHF_EXECINSTR, align=16)
         place = self.put(text, code.content)
         for fixup in code.fixups:
-            text.relocations.append(Relocation(place.offset + fixup.offset, fixup.target, fixup.addend))
+            text.relocations.append(Relocation(place.offset + fixup.offset, fixup.target, fixup.kind, fixup.addend))
         return place
 
     def export(self, name: str, place: Place) -> None:
@@ -171,7 +179,7 @@ class PayloadBuilder:
     def patch(
         self,
         function: str,
-        code: Code | Place,
+        code: Code | Body | Place,
         *,
         new_size: int | None = None,
         old_size: int | None = None,
@@ -180,8 +188,9 @@ class PayloadBuilder:
         expect: Expectation | None = None,
     ) -> PayloadBuilder:
         """Replace a function by code; sizes are the true ones, and Xen looks the address up, unless told."""
-        place = code if isinstance(code, Place) else self.code(code)
-        length = (0 if isinstance(code, Place) else len(code)) if new_size is None else new_size
+        made = code if isinstance(code, Place) else self._made(code)
+        place = made if isinstance(made, Place) else self.code(made)
+        length = (0 if isinstance(made, Place) else len(made)) if new_size is None else new_size
         self._parts.functions.append(
             Function(
                 name=function,
@@ -211,7 +220,7 @@ class PayloadBuilder:
         )
         return self
 
-    def hook(self, kind: Hook, code: Code | Place) -> PayloadBuilder:
+    def hook(self, kind: Hook, code: Code | Body | Place) -> PayloadBuilder:
         """Add a hook function; load and unload hooks may be several."""
         place = code if isinstance(code, Place) else self.code(code)
         self._parts.hooks.setdefault(kind, []).append(place)
@@ -239,14 +248,17 @@ class PayloadBuilder:
             damage(file)
         return Payload(self.name, file.to_bytes(), build_id)
 
+    def _made(self, code: Code | Body) -> Code:
+        return code if isinstance(code, Code) else code(self.new_code())
+
     def _file(self, build_id: bytes) -> ElfFile:
         sections = [replace(s, relocations=list(s.relocations), fields=dict(s.fields)) for s in self._sections.values()]
-        file = ElfFile(sections=sections, symbols=[replace(symbol) for symbol in self._parts.exports])
+        file = ElfFile(self.arch.machine, sections, [replace(symbol) for symbol in self._parts.exports])
         if self._parts.functions:
-            file.sections.append(_function_section(file, self._parts.functions))
+            file.sections.append(self._function_section(file))
         for kind, places in self._parts.hooks.items():
             flags = elf.SHF_ALLOC | (elf.SHF_WRITE if self.hooks_writable else 0)
-            file.sections.append(_pointers(kind.value, places, flags=flags))
+            file.sections.append(self._pointers(kind.value, places, flags=flags))
         if self._parts.metadata:
             file.sections.append(Section(METADATA, content=self._parts.metadata, align=1))
         file.sections += [
@@ -269,43 +281,35 @@ class PayloadBuilder:
                 address = self.symbols.address(entry.target) if static else None
                 file.symbols.append(Symbol(entry.target, absolute=address))
 
+    def _function_section(self, file: ElfFile) -> Section:
+        """``.livepatch.funcs``: writable, since Xen keeps addresses (and in 4.14 its state) in it."""
+        section = Section(FUNCS, elf.SHF_ALLOC | elf.SHF_WRITE)
+        names = Section(".rodata.names", align=1)
+        for function in self._parts.functions:
+            base = len(section.content)
+            section.content += function.pack()
+            if function.has_name:
+                section.relocations.append(self._pointer(base, Place(names.name, len(names.content))))
+                names.content += function.name.encode() + b"\0"
+            if function.new is not None:
+                section.relocations.append(self._pointer(base + 8, function.new))
+        if names.content:
+            file.sections.append(names)
+        return section
+
+    def _pointers(self, name: str, places: Sequence[Place], *, flags: int) -> Section:
+        section = Section(name, flags, bytes(8 * len(places)))
+        section.relocations = [self._pointer(8 * index, place) for index, place in enumerate(places)]
+        return section
+
+    def _pointer(self, offset: int, target: Place) -> Relocation:
+        return Relocation(offset, target, self.arch.absolute64)
+
 
 def note_section(name: str, build_id: bytes) -> Section:
     """An ELF note of type NT_GNU_BUILD_ID, as GNU ld writes it."""
     content = struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
     return Section(name, content=content, type=elf.SHT_NOTE, align=4)
-
-
-def _function_section(file: ElfFile, functions: Sequence[Function]) -> Section:
-    """``.livepatch.funcs``: writable, since Xen keeps addresses (and in 4.14 its state) in it."""
-    section = Section(FUNCS, elf.SHF_ALLOC | elf.SHF_WRITE)
-    names = Section(".rodata.names", align=1)
-    for function in functions:
-        base = len(section.content)
-        section.content += function.pack()
-        if function.has_name:
-            section.relocations.append(_pointer(base, Place(names.name, len(names.content))))
-            names.content += function.name.encode() + b"\0"
-        if function.new is not None:
-            section.relocations.append(_pointer(base + 8, function.new))
-    if names.content:
-        file.sections.append(names)
-    return section
-
-
-def _pointers(name: str, places: Sequence[Place], *, flags: int) -> Section:
-    section = Section(name, flags, bytes(8 * len(places)))
-    section.relocations = [_pointer(8 * index, place) for index, place in enumerate(places)]
-    return section
-
-
-def _pointer(offset: int, target: Place) -> Relocation:
-    return Relocation(offset, target, kind=elf.R_X86_64_64)
-
-
-def starts_with_endbr(code: bytes) -> bool:
-    """Whether a function begins with ENDBR64, which Xen leaves in place and patches behind."""
-    return code[: len(ENDBR64)] == ENDBR64
 
 
 def checked_name(name: str) -> str:

@@ -1,8 +1,9 @@
-"""A relocatable ELF file for x86-64, written directly: every byte of it is decided here.
+"""A relocatable ELF file for a 64-bit little-endian machine, written directly: every byte of it is decided here.
 
 Not an ELF library: it writes what a live patch needs and reads nothing. Any field of any header can be overridden
 after layout (``header``, ``Section.fields``, ``Symbol.fields``), which is how deliberately broken payloads are made.
-Layouts: System V gABI chapter 4 and the x86-64 psABI; ``readelf -a`` shows them.
+Layouts: System V gABI chapter 4; numbers of relocations: the x86-64 psABI and AAELF64 ("ELF for the Arm 64-bit
+Architecture"). ``readelf -a`` shows all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOTE, SHT_NOBITS, SHT_REL = 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
 SHN_UNDEF, SHN_ABS, SHN_COMMON = 0, 0xFFF1, 0xFFF2
 R_X86_64_NONE, R_X86_64_64, R_X86_64_PC32, R_X86_64_32 = 0, 1, 2, 10
+R_AARCH64_ABS64, R_AARCH64_ABS32, R_AARCH64_ABS16 = 257, 258, 259
+R_AARCH64_PREL64, R_AARCH64_PREL32, R_AARCH64_PREL16 = 260, 261, 262
+R_AARCH64_MOVW_UABS_G0, R_AARCH64_MOVW_UABS_G0_NC, R_AARCH64_MOVW_UABS_G1, R_AARCH64_MOVW_UABS_G1_NC = range(263, 267)
+R_AARCH64_MOVW_UABS_G2, R_AARCH64_MOVW_UABS_G2_NC, R_AARCH64_MOVW_UABS_G3 = range(267, 270)
+R_AARCH64_ADR_PREL_LO21, R_AARCH64_ADR_PREL_PG_HI21, R_AARCH64_ADD_ABS_LO12_NC = 274, 275, 277
+R_AARCH64_TSTBR14, R_AARCH64_CONDBR19, R_AARCH64_JUMP26, R_AARCH64_CALL26 = 279, 280, 282, 283
+R_AARCH64_LDST32_ABS_LO12_NC, R_AARCH64_LDST64_ABS_LO12_NC, R_AARCH64_P32_ABS32 = 285, 286, 1
 STB_LOCAL, STB_GLOBAL = 0, 1
-EM_X86_64, ET_REL, EV_CURRENT = 62, 1, 1
+EM_386, EM_ARM, EM_X86_64, EM_AARCH64, ET_REL, EV_CURRENT = 3, 40, 62, 183, 1, 1
 
 _LITTLE = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _IDENT = 16
@@ -52,8 +60,8 @@ class Relocation:
 
     offset: int
     target: Place | str
+    kind: int
     addend: int = 0
-    kind: int = R_X86_64_PC32
     symbol_index: int | None = None
     """An index into the symbol table instead of that of ``target``."""
 
@@ -91,6 +99,8 @@ class Symbol:
 class ElfFile:
     """Sections and symbols in order; :meth:`to_bytes` lays them out. The same object always gives the same bytes."""
 
+    machine: int
+    """EM_X86_64 or EM_AARCH64."""
     sections: list[Section] = field(default_factory=list)
     symbols: list[Symbol] = field(default_factory=list)
     header: dict[str, int] = field(default_factory=dict)
@@ -229,7 +239,7 @@ class _Writer:
 
     def _file_header(self, headers_at: int) -> bytes:
         members = {
-            "e_type": ET_REL, "e_machine": EM_X86_64, "e_version": EV_CURRENT, "e_shoff": headers_at,
+            "e_type": ET_REL, "e_machine": self._elf.machine, "e_version": EV_CURRENT, "e_shoff": headers_at,
             "e_ehsize": EHDR_SIZE, "e_shentsize": SHDR_SIZE, "e_shnum": len(self._headers),
             "e_shstrndx": len(self._headers) - 1,
         }  # fmt: skip

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from itertools import count
 
 from xentests.payload import hooks
+from xentests.payload.architecture import of_machine
 from xentests.payload.builder import OPAQUE_SIZE, Expectation, Payload, PayloadBuilder
 from xentests.payload.symbols import HypervisorSymbols
-from xentests.payload.x86 import ENDBR64
 
 EXTRA_VERSION = "xen_extra_version"
 MINOR_VERSION = "xen_minor_version"
@@ -20,6 +20,8 @@ class Payloads:
 
     def __init__(self, symbols: HypervisorSymbols) -> None:
         self.symbols = symbols
+        self.arch = of_machine(symbols.machine)
+        """How the hypervisor's architecture does things."""
         self._numbers = count(1)
 
     def builder(self, name: str = "", *, on: Payload | None = None) -> PayloadBuilder:
@@ -55,5 +57,6 @@ class Payloads:
         return Expectation(self.symbols.code(function)[:OPAQUE_SIZE])
 
     def first_instruction(self, function: str) -> int:
-        """Where a function's code begins behind an ENDBR64 that it may start with, in bytes."""
-        return len(ENDBR64) if self.symbols.code(function).startswith(ENDBR64) else 0
+        """Where a function's code begins behind what indirect calls land on (ENDBR64), if it has that, in bytes."""
+        landing = self.arch.landing
+        return len(landing) if landing and self.symbols.code(function).startswith(landing) else 0

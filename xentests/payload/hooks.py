@@ -7,12 +7,11 @@ ran, how often and in which order is visible by one short command, with no log i
 
 from __future__ import annotations
 
-import re
-
 from xentests.errors import UsageError
+from xentests.payload.architecture import of_machine
 from xentests.payload.builder import FUNC_SIZE, Payload, PayloadBuilder
+from xentests.payload.code import Body, Code, returns_address
 from xentests.payload.symbols import HypervisorSymbols
-from xentests.payload.x86 import Code, returns_address
 
 TRACE_SIZE = 15
 """How many letters are visible: ``xen_extraversion_t`` has 16 bytes with its NUL (xen/include/public/version.h)."""
@@ -38,58 +37,56 @@ def tracer(symbols: HypervisorSymbols, name: str = "tracer") -> Payload:
     return builder.build()
 
 
-def mark(letter: str, code: Code | None = None) -> Code:
-    """Code that appends one letter to the trace, clobbering eax and rdx; it falls through."""
+def mark(letter: str, code: Code) -> Code:
+    """Append to ``code`` what appends one letter to the trace; it falls through, and the result is lost."""
     if len(letter) != 1 or not letter.isascii():
         raise UsageError(f"a mark is one ASCII letter, not {letter!r}")
-    code = code or Code()
-    code.load_eax(TRACE_AT).raw(b"\x83\xe0\x0f")  # and $15, %eax
-    code.lea("rdx", TRACE).raw(b"\xc6\x04\x02" + letter.encode())  # movb $letter, (%rdx,%rax)
-    return code.increment32(TRACE_AT)
+    return code.put_letter(TRACE, TRACE_AT, ord(letter))
 
 
-def marking(letter: str, *, returns: int = 0) -> Code:
+def marking(letter: str, *, returns: int = 0) -> Body:
     """A hook that appends its letter and returns ``returns`` (ignored for hooks of type void)."""
-    return mark(letter).mov_eax(returns).ret()
+    return lambda code: mark(letter, code).set_result(returns).ret()
 
 
-def marking_outcome(*, good: str, bad: str) -> Code:
+def marking_outcome(*, good: str, bad: str) -> Body:
     """A post-hook that appends ``good`` when the payload's ``rc`` is 0, else ``bad``."""
-    code = Code().load("rax", "rdi", _PAYLOAD_RC, wide=False).raw(b"\x85\xc0").jump("bad", when="ne")
-    mark(good, code).ret().label("bad")
-    return mark(bad, code).ret()
+
+    def body(code: Code) -> Code:
+        code.load_member(_PAYLOAD_RC).go_unless(0, "bad")
+        mark(good, code).ret().label("bad")
+        return mark(bad, code).ret()
+
+    return body
 
 
-def apply_action(symbols: HypervisorSymbols, letter: str, *, functions: int = 1) -> Code:
+def apply_action(symbols: HypervisorSymbols, letter: str, *, functions: int = 1) -> Body:
     """An apply hook that appends its letter and then does what Xen would have done for the first ``functions``."""
-    code = mark(letter, Code().push("rbx").copy(to="rbx", source="rdi")).call("arch_livepatch_quiesce")
-    for index in range(functions):
-        code.load("rdi", "rbx", _PAYLOAD_FUNCS).add("rdi", index * FUNC_SIZE)
-        if keeps_state_apart(symbols):
-            code.load("rsi", "rbx", _PAYLOAD_FSTATE).add("rsi", index * _FSTATE_SIZE)
-        code.call("arch_livepatch_apply")
-        set_applied(code, symbols, index, applied=True)
-    return code.call("arch_livepatch_revive").mov_eax(0).pop("rbx").ret()
+
+    def body(code: Code) -> Code:
+        mark(letter, code.enter().keep_argument()).call("arch_livepatch_quiesce")
+        for index in range(functions):
+            code.argument_from(0, _PAYLOAD_FUNCS, index * FUNC_SIZE)
+            if keeps_state_apart(symbols):
+                code.argument_from(1, _PAYLOAD_FSTATE, index * _FSTATE_SIZE)
+            code.call("arch_livepatch_apply")
+            if keeps_state_apart(symbols):
+                code.set_behind(_PAYLOAD_FSTATE, index * _FSTATE_SIZE + _FSTATE_APPLIED, 1, size=4)
+            else:
+                code.set_behind(_PAYLOAD_FUNCS, index * FUNC_SIZE + _FUNC_APPLIED, 1, size=1)
+        return code.call("arch_livepatch_revive").set_result(0).leave().ret()
+
+    return body
 
 
-def set_applied(code: Code, symbols: HypervisorSymbols, index: int, *, applied: bool) -> Code:
-    """Append code that notes function ``index`` of the payload in %rbx as applied or not; clobbers rax and rdx."""
-    if keeps_state_apart(symbols):
-        code.load("rdx", "rbx", _PAYLOAD_FSTATE)
-        return code.mov_eax(int(applied)).store("rdx", index * _FSTATE_SIZE + _FSTATE_APPLIED, "rax", wide=False)
-    code.load("rdx", "rbx", _PAYLOAD_FUNCS).mov_eax(int(applied))
-    return code.raw(b"\x88\x82" + (index * FUNC_SIZE + _FUNC_APPLIED).to_bytes(4, "little"))  # mov %al, disp32(%rdx)
-
-
-def revert_action(letter: str) -> Code:
+def revert_action(letter: str) -> Body:
     """A revert hook that appends its letter and then does what Xen would have done."""
-    return mark(letter).jump_to("revert_payload")
+    return lambda code: mark(letter, code).jump_to("revert_payload")
 
 
 def keeps_state_apart(symbols: HypervisorSymbols) -> bool:
     """Whether Xen keeps a function's state outside ``.livepatch.funcs`` (upstream from 4.18.1 and 4.17.3 on).
 
-    Read from the hypervisor's code: where the state lies in ``struct livepatch_func``, applying a function clears
-    ``patch_offset``, its byte 65, by ``movb $0, 65(%register)``.
+    Read from the hypervisor's code, by its architecture.
     """
-    return re.search(rb"\xc6[\x40-\x47]\x41\x00", symbols.code("arch_livepatch_apply")) is None
+    return of_machine(symbols.machine).keeps_state_apart(symbols.code("arch_livepatch_apply"))

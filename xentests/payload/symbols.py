@@ -1,6 +1,6 @@
 """Symbols of one hypervisor, read from its ``xen-syms``: addresses, sizes, code bytes and the build-id.
 
-Not a disassembler and not a view of the running hypervisor. Xen on x86 runs at the addresses it was linked at, so
+Not a disassembler and not a view of the running hypervisor. Xen runs at the addresses it was linked at, so
 the file is right for every boot of that build; that it *is* that build is what the build-id is compared for.
 """
 
@@ -21,6 +21,7 @@ from xentests.errors import LabError, UsageError
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym, System V ABI (gABI) chapter 4
 _NOTE = struct.Struct("<III")
 _NT_GNU_BUILD_ID = 3
+_E_MACHINE = 18  # offset in Elf64_Ehdr
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class Symbol:
 class HypervisorSymbols:
     """All named symbols of one hypervisor. Make it with :func:`read_symbols`, which keeps what was read."""
 
-    def __init__(self, *, symbols: dict[str, Symbol], ambiguous: frozenset[str], memory: _Memory, build_id: bytes):
+    def __init__(
+        self, *, symbols: dict[str, Symbol], ambiguous: frozenset[str], memory: _Memory, build_id: bytes, machine: int
+    ) -> None:
         self._symbols = symbols
         self._ambiguous = ambiguous
         self._memory = memory
         self.build_id = build_id
+        self.machine = machine
+        """ELF's number for its architecture: EM_X86_64 or EM_AARCH64."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._symbols
@@ -107,6 +112,7 @@ def _read(path: Path, stamp: int) -> HypervisorSymbols:
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
         elf = ELFFile(io.BytesIO(raw))
+        (machine,) = struct.unpack_from("<H", raw, _E_MACHINE)
         table = elf.get_section_by_name(".symtab")
         if table is None:
             raise LabError(f"{path}: no symbol table; it must be the unstripped xen-syms")
@@ -123,7 +129,9 @@ def _read(path: Path, stamp: int) -> HypervisorSymbols:
         raise LabError(f"{path}: not a readable xen-syms: {error}") from error
     if not build_id:
         raise LabError(f"{path}: no GNU build-id; no live patch can be built for this hypervisor")
-    return HypervisorSymbols(symbols=symbols, ambiguous=ambiguous, memory=_Memory(parts), build_id=build_id)
+    return HypervisorSymbols(
+        symbols=symbols, ambiguous=ambiguous, memory=_Memory(parts), build_id=build_id, machine=machine
+    )
 
 
 def _parse_symbols(table: bytes, names: bytes) -> tuple[dict[str, Symbol], frozenset[str]]:

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from xentests.payload.runner import Reply, Script
 
-_HYPERVISOR_PLATFORM_OP, _HYPERVISOR_XEN_VERSION, _HYPERVISOR_SYSCTL = 7, 17, 35
+_HYPERVISOR_PLATFORM_OP, _HYPERVISOR_XEN_VERSION, _HYPERVISOR_SCHED_OP, _HYPERVISOR_SYSCTL = 7, 17, 29, 35
 _XENVER_VERSION, _XENVER_EXTRAVERSION = 0, 1
 _LIVEPATCH_OP = 27
 _UPLOAD, _GET, _LIST, _ACTION = range(4)
@@ -24,6 +24,8 @@ _NAME = struct.Struct("<QH3H")
 _XENPF_INTERFACE_VERSION, _XENPF_RESOURCE_OP, _PLATFORM_OP_SIZE = 0x03000001, 61, 8 + 128
 _READ_MSR = struct.Struct("<IIQQ")
 _MSR_READ, _MSR_IA32_TSC = 0, 0x10
+# struct sched_pin_override (xen/include/public/sched.h): a physical CPU, or -1 for none.
+_SCHEDOP_PIN_OVERRIDE, _NO_PIN = 7, -1
 _STATES = {1: "CHECKED", 2: "APPLIED"}
 _BUSY_TRIES = 200
 _REVERT_TRIES = 2  # EBUSY also means "not the topmost", and Xen logs that each time
@@ -93,11 +95,12 @@ class Call:
 class LivepatchScript(Script):
     """A script of livepatch sub-operations. ``version`` is XEN_SYSCTL_INTERFACE_VERSION of the hypervisor.
 
-    ``cpus`` is how many physical CPUs meet for an action.
+    ``cpus`` is how many physical CPUs meet for an action, ``arch`` tells by what each can be seen to have left.
     """
 
-    def __init__(self, version: int, *, cpus: int = 1, room: int = 60) -> None:
+    def __init__(self, version: int, *, arch: str, cpus: int = 1, room: int = 60) -> None:
         super().__init__(room)
+        self._leave = {"amd64": self.interrupted, "arm64": self.visited}[arch]
         self._version = version
         self._cpus = cpus
         self._zero = self.data(bytes(8))
@@ -131,14 +134,27 @@ class LivepatchScript(Script):
         call = self.get(name)
         self.jump_if_equal(rc_at(call), -errno.EAGAIN, call.step)
         for cpu in range(self._cpus):
-            self.interrupted(cpu)
+            self._leave(cpu)
         return call
 
     def interrupted(self, cpu: int) -> int:
-        """Have a physical CPU answer an interrupt: returns when it has them on. ENODEV for one that is offline."""
+        """Have a physical CPU answer an interrupt: returns when it has them on. ENODEV for one that is offline.
+
+        Xen for x86 only.
+        """
         entry = self.data(_READ_MSR.pack(_MSR_READ, 0, _MSR_IA32_TSC, 0))
         head = struct.pack("<4IQ", _XENPF_RESOURCE_OP, _XENPF_INTERFACE_VERSION, 1, cpu, entry)
         return self.hypercall(_HYPERVISOR_PLATFORM_OP, self.data(head.ljust(_PLATFORM_OP_SIZE, b"\0")))
+
+    def visited(self, cpu: int) -> int:
+        """Run on a physical CPU for a moment, which it allows when it has left the meeting: for Xen on Arm.
+
+        The vCPU that asks must be the one that asks next: the runner stays on one.
+        """
+        for pin in (cpu, _NO_PIN):
+            at = self.data(struct.pack("<i", pin))
+            step = self.hypercall(_HYPERVISOR_SCHED_OP, _SCHEDOP_PIN_OVERRIDE, at)
+        return step
 
     def action(
         self, name: bytes, action: int, *, time_limit_ns: int = PATIENT_NS, flags: int = 0, pad: int = 0

@@ -1,19 +1,19 @@
 """A very small x86-64 assembler: the two dozen instructions that payloads and the hypercall runner are made of.
 
 Not a general assembler: each method emits exactly one encoding (Intel SDM volume 2). What a test needs beyond that is
-given as bytes to :meth:`Code.raw`. Addresses of other things stay open as fixups, which become ELF relocations.
+given as bytes to :meth:`Code.raw`.
 """
 
+# ruff: noqa: D102 (the verbs of a function are told of where they are declared)
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from typing import Literal, Self
 
 from xentests.errors import UsageError
-from xentests.payload.elf import Place
-
-Target = str | Place
-"""What an instruction refers to: a symbol of the hypervisor or of a loaded payload, or a place in this payload."""
+from xentests.payload import code
+from xentests.payload.code import Target
+from xentests.payload.elf import R_X86_64_PC32
 
 Register = Literal["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13"]
 _REGISTERS: tuple[Register, ...] = (
@@ -24,73 +24,92 @@ _CONDITIONS: dict[Condition, int] = {"e": 4, "ne": 5, "s": 8, "ns": 9, "l": 12, 
 
 ENDBR64 = b"\xf3\x0f\x1e\xfa"
 NOP = b"\x90"
-MOV_EAX_IMM32 = 0xB8
 
 
-@dataclass(frozen=True)
-class Fixup:
-    """Four bytes at ``offset`` that take ``target + addend - address of the four bytes``."""
+class Code(code.Code):
+    """Code for x86-64; registers are given by name."""
 
-    offset: int
-    target: Target
-    addend: int
+    # -- the verbs of a function --------------------------------------------------------------------------------
 
+    def ret(self) -> Self:
+        return self.raw(b"\xc3")
 
-class Code:
-    """Machine code under construction. Methods append and return the object itself, so that calls can be chained."""
+    def set_result(self, value: int) -> Self:
+        return self.raw(b"\xb8" + (value & 0xFFFFFFFF).to_bytes(4, "little"))  # mov $value, %eax
 
-    def __init__(self, content: bytes = b"") -> None:
-        self._bytes = bytearray(content)
-        self._labels: dict[str, int] = {}
-        self._jumps: list[tuple[int, str]] = []
-        self.fixups: list[Fixup] = []
+    def result_address(self, target: Target) -> Self:
+        return self.lea("rax", target)
 
-    def __len__(self) -> int:
-        return len(self._bytes)
+    def load_result(self, target: Target) -> Self:
+        return self.raw(b"\x8b\x05").fix(target, -4)  # mov target(%rip), %eax
 
-    @property
-    def content(self) -> bytes:
-        """The bytes with all jumps resolved. Raises :class:`UsageError` for a jump to a label that is nowhere."""
-        done = bytearray(self._bytes)
-        for offset, label in self._jumps:
-            if label not in self._labels:
-                raise UsageError(f"jump to the label {label!r}, which was never placed")
-            done[offset : offset + 4] = _signed32(self._labels[label] - offset - 4)
-        return bytes(done)
+    def load_pointer(self, target: Target) -> Self:
+        return self.raw(b"\x48\x8b\x05").fix(target, -4)  # mov target(%rip), %rax
 
-    def raw(self, content: bytes) -> Self:
-        """Append bytes as they are."""
-        self._bytes += content
-        return self
+    def load_member(self, offset: int) -> Self:
+        return self.load("rax", "rdi", offset, wide=False)
 
-    def append(self, other: Code) -> Self:
-        """Append other code, which has no labels of its own, with its fixups."""
-        base = len(self._bytes)
-        self.fixups += [Fixup(base + fixup.offset, fixup.target, fixup.addend) for fixup in other.fixups]
-        return self.raw(other.content)
+    def load_interrupts(self) -> Self:
+        return self.raw(b"\x9c\x58\x25\x00\x02\x00\x00")  # pushf; pop %rax; and $IF, %eax
 
-    def label(self, name: str) -> Self:
-        """Name this place for :meth:`jump`."""
-        self._labels[name] = len(self._bytes)
-        return self
+    def argument_address(self, target: Target) -> Self:
+        return self.lea("rdi", target)
 
-    def offset_of(self, label: str) -> int:
-        """The offset of a placed label, in bytes from the start."""
-        return self._labels[label]
+    def add32(self, target: Target, value: int) -> Self:
+        return self.raw(b"\x81\x05").fix(target, -8).raw((value & 0xFFFFFFFF).to_bytes(4, "little"))  # addl
+
+    def put_letter(self, buffer: Target, count: Target, letter: int) -> Self:
+        self.load_result(count).raw(b"\x83\xe0\x0f")  # and $15, %eax
+        self.lea("rdx", buffer).raw(b"\xc6\x04\x02" + bytes([letter]))  # movb $letter, (%rdx,%rax)
+        return self.add32(count, 1)
+
+    def nop(self) -> Self:
+        return self.raw(NOP)
+
+    def enter(self) -> Self:
+        return self.push("rbx")
+
+    def leave(self) -> Self:
+        return self.pop("rbx")
+
+    def call(self, target: Target) -> Self:
+        return self.raw(b"\xe8").fix(target, -4)
+
+    def jump_to(self, target: Target) -> Self:
+        return self.raw(b"\xe9").fix(target, -4)
+
+    def keep_argument(self) -> Self:
+        return self.copy(to="rbx", source="rdi")
+
+    def argument_kept(self) -> Self:
+        return self.copy(to="rdi", source="rbx")
+
+    def argument_from(self, number: int, member: int, addend: int) -> Self:
+        register: Register = ("rdi", "rsi")[number]
+        return self.load(register, "rbx", member).add(register, addend)
+
+    def set_behind(self, member: int, addend: int, value: int, *, size: int) -> Self:
+        self.load("rdx", "rbx", member).set_result(value)
+        if size == 1:
+            return self.raw(b"\x88\x82" + _signed32(addend))  # mov %al, addend(%rdx)
+        return self.store("rdx", addend, "rax", wide=False)
+
+    def go(self, label: str) -> Self:
+        return self.jump(label)
+
+    def go_if(self, value: int, label: str) -> Self:
+        return self._compare_eax(value).jump(label, when="e")
+
+    def go_unless(self, value: int, label: str) -> Self:
+        return self._compare_eax(value).jump(label, when="ne")
+
+    # -- instructions -------------------------------------------------------------------------------------------
 
     def jump(self, label: str, *, when: Condition | None = None) -> Self:
         """``jmp label`` or ``jCC label``, always with 32 bits of displacement."""
         self.raw(b"\xe9" if when is None else bytes([0x0F, 0x80 | _CONDITIONS[when]]))
         self._jumps.append((len(self._bytes), label))
         return self.raw(b"\0\0\0\0")
-
-    def ret(self) -> Self:
-        """``ret``."""
-        return self.raw(b"\xc3")
-
-    def mov_eax(self, value: int) -> Self:
-        """``mov $value, %eax``; negative values are two's complement, as an ``int`` of C is returned."""
-        return self.raw(bytes([MOV_EAX_IMM32]) + (value & 0xFFFFFFFF).to_bytes(4, "little"))
 
     def mov(self, register: Register, value: int) -> Self:
         """``movabs $value, %register`` with all 64 bits."""
@@ -131,26 +150,6 @@ class Code:
         number = _REGISTERS.index(register)
         return self.raw(bytes([0x48 | number >> 3 << 2, 0x8D, 5 | (number & 7) << 3])).fix(target, addend - 4)
 
-    def load_eax(self, target: Target) -> Self:
-        """``mov target(%rip), %eax``."""
-        return self.raw(b"\x8b\x05").fix(target, -4)
-
-    def store_imm32(self, target: Target, value: int) -> Self:
-        """``movl $value, target(%rip)``."""
-        return self.raw(b"\xc7\x05").fix(target, -8).raw((value & 0xFFFFFFFF).to_bytes(4, "little"))
-
-    def increment32(self, target: Target) -> Self:
-        """``incl target(%rip)``."""
-        return self.raw(b"\xff\x05").fix(target, -4)
-
-    def call(self, target: Target) -> Self:
-        """``call target`` with the stack kept as the caller aligned it."""
-        return self.raw(b"\xe8").fix(target, -4)
-
-    def jump_to(self, target: Target) -> Self:
-        """``jmp target``: a tail call."""
-        return self.raw(b"\xe9").fix(target, -4)
-
     def push(self, register: Register) -> Self:
         """``push %register``."""
         return self._stack(0x50, register)
@@ -169,8 +168,13 @@ class Code:
 
     def fix(self, target: Target, addend: int) -> Self:
         """Four bytes relative to themselves, to be filled by a relocation (R_X86_64_PC32)."""
-        self.fixups.append(Fixup(len(self._bytes), target, addend))
-        return self.raw(b"\0\0\0\0")
+        return self.fixup(target, R_X86_64_PC32, addend).raw(b"\0\0\0\0")
+
+    def _compare_eax(self, value: int) -> Self:
+        return self.raw(b"\x83\xf8" + value.to_bytes(1, "little", signed=True))  # cmp $value, %eax
+
+    def _aimed(self, jump: bytes, distance: int) -> bytes:
+        return _signed32(distance - len(jump))
 
     def _stack(self, opcode: int, register: Register) -> Self:
         number = _REGISTERS.index(register)
@@ -188,11 +192,15 @@ def _signed32(value: int) -> bytes:
     return value.to_bytes(4, "little", signed=True)
 
 
-def returns(value: int) -> Code:
-    """A function that returns an integer."""
-    return Code().mov_eax(value).ret()
+def branch(source: int, target: int) -> bytes:
+    """``jmp target`` as it stands at the address ``source``."""
+    return b"\xe9" + _signed32(target - source - 5)
 
 
-def returns_address(target: Target) -> Code:
-    """A function that returns the address of something, e.g. of a string."""
-    return Code().lea("rax", target).ret()
+def keeps_state_apart(apply: bytes) -> bool:
+    """Whether ``arch_livepatch_apply`` keeps its state outside ``.livepatch.funcs``.
+
+    Where it does not, applying a function clears ``patch_offset``, byte 65 of ``struct livepatch_func``, by
+    ``movb $0, 65(%register)``.
+    """
+    return re.search(rb"\xc6[\x40-\x47]\x41\x00", apply) is None

@@ -190,6 +190,8 @@ class Custody:
             raise crash from cause
         if isinstance(cause, HypervisorCrash) or charge.machine.closed:
             return
+        if charge.host is not None and charge.host.console.crashed:
+            return  # Xen on Arm powers the machine off at the end of its panic (machine_halt(), PSCI SYSTEM_OFF)
         # Its channels break before the lab knows: after an error of the lab's, look twice.
         if _is_gone(charge.machine, within_s=1.0 if isinstance(cause, LabError) else 0.0):
             if charge.machine.ended_because:

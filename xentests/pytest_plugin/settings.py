@@ -109,7 +109,7 @@ def _release(release: str | None, arch: str | None) -> ReleaseSpec:
     if arch is not None and arch not in ARCHES:
         raise UsageError(f"--xen-arch {arch!r}: unknown architecture; choose one of {', '.join(ARCHES)}")
     try:
-        return parse_release(DEFAULT_RELEASE if release is None else release, arch or "amd64")
+        return parse_release(DEFAULT_RELEASE if release is None else release, arch or "")
     except UsageError as error:
         raise UsageError(f"--xen-release: {error}") from error
 

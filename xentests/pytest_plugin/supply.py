@@ -194,7 +194,7 @@ class Supply:
             self._harness.custody.release(charge)
             return found
 
-        key = key_of("about", _ABOUT, source, image.entry.digest, repr(machine), outer)
+        key = key_of("about", _ABOUT, source, image.digest, repr(machine), outer)
         kept = session.store.get("about", key, look, what=f"capabilities of {image.release}").manifest
         facts = {
             **{f"xen.{name}": str(value) for name, value in kept["xen"].items()},
@@ -204,7 +204,11 @@ class Supply:
         }
         packages = [package.to_json() for package in image.packages]
         self._harness.learn(
-            {**facts, "capabilities": kept["capabilities"], "image": {"key": image.key, "packages": packages}}
+            {
+                **facts,
+                "capabilities": kept["capabilities"],
+                "image": {"key": image.key, "packages": packages, "hypervisor": dict(image.built)},
+            }
         )
         return About(from_data(kept["capabilities"]), facts)
 

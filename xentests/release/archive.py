@@ -58,13 +58,13 @@ def download(
         _run(spec, wanted, directory, mirror=mirror, have=have)
     except ToolFailed as error:
         if not (SUITES[spec.base].ended and _LACKS_FILES.search(error.output)):
-            raise _explain(error, spec, mirror) from error
+            raise explain(error, spec, mirror) from error
         report(f"{spec.base}: the archive lacks files of its own security updates; going on without those updates")
         shutil.rmtree(tree)
         try:
             _run(spec, wanted, directory, mirror=mirror, have=have, security=False)
         except ToolFailed as again:
-            raise _explain(again, spec, mirror) from again
+            raise explain(again, spec, mirror) from again
     return _verify(tree, spec)
 
 
@@ -79,7 +79,7 @@ def download_alone(
     try:
         _run(spec, words, directory, mirror=mirror, have=(), alone=True)
     except ToolFailed as error:
-        raise _explain(error, spec, mirror) from error
+        raise explain(error, spec, mirror) from error
     archives = directory / "tree/var/cache/apt/archives"
     files = {}
     for (name, version, arch), digests in _promised(directory / "tree/var/lib/apt/lists", set(wanted)).items():
@@ -115,6 +115,11 @@ def _run(
     for file in have:
         _link_or_copy(file, seed / file.name)
     setup, fetch = _hooks(scripts, wanted, overlay=spec.overlay is not None, security=security, alone=alone)
+    run_mmdebstrap(spec, directory, setup, fetch, mirror=mirror)
+
+
+def run_mmdebstrap(spec: ReleaseSpec, directory: Path, setup: Path, fetch: Path, *, mirror: str | None) -> None:
+    """Have mmdebstrap run two scripts on ``directory/tree``: before apt knows anything, and with its lists."""
     argv = [
         "mmdebstrap", "--mode=chrootless", "--variant=custom", "--format=directory", f"--architectures={spec.arch}",
         "--skip=check/chrootless,cleanup", "--aptopt=APT::Sandbox::User \"root\"",
@@ -238,7 +243,8 @@ _NOISE = re.compile(
 )
 
 
-def _explain(error: ToolFailed, spec: ReleaseSpec, mirror: str | None) -> XentestsError:
+def explain(error: ToolFailed, spec: ReleaseSpec, mirror: str | None) -> XentestsError:
+    """The error that stands for a failed mmdebstrap: what it means and what to do."""
     text = error.output.decode("utf-8", "replace")
     if mirror and (refused := re.search(r"E: (invalid mirror|unknown suite|cannot determine mirror).*", text)):
         return UsageError(f"--xen-mirror {mirror!r}: give a URI or a line of sources.list ({refused.group()[3:]})")

@@ -1,4 +1,7 @@
-"""Names of releases: ``debian:trixie``, ``debs:DIR``, ``debs:DIR@bookworm``; and of QEMUs. Fetches nothing."""
+"""Names of releases, ``debian:trixie``, ``debs:DIR[@SUITE]``, ``source:DIR[,kconfig=FILE]``, ``tree:DIR``; of QEMUs.
+
+Directories that are named are read; nothing is fetched or built.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Literal
 from xentests.errors import UsageError
 from xentests.release.arch import ARCHES, Arch, is_arch
 from xentests.release.overlay import Overlay, read_overlay
+from xentests.release.source import DIST, Source, read_source, version_of
+from xentests.release.tree import DistTree, read_tree
 
-Kind = Literal["debian", "debs"]
+Kind = Literal["debian", "debs", "source", "tree"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ SYSTEM_QEMU = "system"
 
 @dataclass(frozen=True)
 class ReleaseSpec:
-    """One Xen to test. ``base`` is the Debian suite the rest of dom0 comes from; ``str()`` parses back to the same."""
+    """One Xen to test. ``base`` is the Debian suite the rest of dom0 comes from; ``str()`` parses back to the same.
+
+    ``xen`` is the version in the names of the base's packages of Xen. The hypervisor is of that base, or in
+    ``overlay``, or built from ``source``, or in ``tree``, which also has the tools.
+    """
 
     kind: Kind
     name: str
@@ -44,28 +53,93 @@ class ReleaseSpec:
     base: str
     xen: str
     overlay: Overlay | None = None
+    source: Source | None = None
+    tree: DistTree | None = None
 
     def __str__(self) -> str:
-        return f"debs:{self.name}@{self.base}" if self.kind == "debs" else f"{self.kind}:{self.name}"
+        if self.kind == "debs":
+            return f"debs:{self.name}@{self.base}"
+        options = self.source.words if self.source else ""
+        return f"{self.kind}:{self.name}{options}{f',base={self.base}' if self.tree else ''}"
+
+    @property
+    def debian(self) -> ReleaseSpec:
+        """The Debian release below."""
+        return ReleaseSpec("debian", self.base, self.arch, self.base, SUITES[self.base].xen)
 
 
-def parse_release(text: str, arch: str) -> ReleaseSpec:
-    """The release that ``text`` names. For ``debs:DIR`` the directory is read.
+def parse_release(text: str, arch: str = "") -> ReleaseSpec:
+    """The release that ``text`` names; directories in it are read.
 
-    Raises UsageError that lists what there is.
+    ``arch`` is empty for what the name says (``,arch=arm64``), or else amd64. Raises UsageError that lists what there
+    is.
     """
-    if not is_arch(arch):
+    if arch and not is_arch(arch):
         raise UsageError(f"unknown architecture {arch!r}: choose one of {', '.join(ARCHES)}")
     kind, colon, name = text.partition(":")
+    if kind in _BUILT and name:
+        return _parse_built(text, _BUILT[kind], arch)
+    chosen = arch if is_arch(arch) else "amd64"
     if kind == "debian" and name in SUITES:
-        return ReleaseSpec("debian", name, arch, base=name, xen=SUITES[name].xen)
+        return ReleaseSpec("debian", name, chosen, base=name, xen=SUITES[name].xen)
     if kind == "debs" and colon:
-        return _parse_debs(name, arch)
+        return _parse_debs(name, chosen)
     known = ", ".join(f"debian:{name}" for name in SUITES)
     raise UsageError(
-        f"unknown release {text!r}: choose one of {known}, or debs:DIR[@SUITE] for a directory of .deb files "
-        f"laid over a Debian suite"
+        f"unknown release {text!r}: choose one of {known}; debs:DIR[@SUITE] for a directory of .deb files laid over a "
+        f"Debian suite; source:DIR or source:debian:SUITE[,kconfig=FILE] for a hypervisor to be built; tree:DIR for "
+        f"what `make dist` made"
     )
+
+
+_BUILT: dict[str, Literal["source", "tree"]] = {"source": "source", "tree": "tree"}
+_OPTIONS = {"source": ("kconfig", "config", "arch", "base"), "tree": ("arch", "base")}
+
+
+def _parse_built(text: str, kind: Literal["source", "tree"], wanted: str) -> ReleaseSpec:
+    name, *words = text.removeprefix(f"{kind}:").split(",")
+    given = [word.partition("=")[::2] for word in words]
+    known = _OPTIONS[kind]
+    if unknown := [word for word, value in given if word not in known or not value]:
+        raise UsageError(f"{text}: {unknown[0]!r} is no option; there are {', '.join(f'{key}=...' for key in known)}")
+    options = dict(given)
+    fragments = [value for word, value in given if word == "kconfig"]
+    if wanted and options.get("arch", wanted) != wanted:
+        raise UsageError(
+            f"{text}: the name says arch={options['arch']}, and {wanted} was asked for; give one of the two"
+        )
+    arch = options.get("arch", wanted or "amd64")
+    if not is_arch(arch):
+        raise UsageError(f"{text}: unknown architecture {arch!r}: choose one of {', '.join(ARCHES)}")
+    if (base := options.get("base", "")) and base not in SUITES:
+        raise UsageError(f"{text}: unknown Debian suite {base!r}: choose one of {', '.join(SUITES)}")
+    if name.startswith("debian:"):
+        suite = name.removeprefix("debian:")
+        if kind != "source" or suite not in SUITES or base not in ("", suite):
+            raise UsageError(f"{text}: choose one of {', '.join(f'source:debian:{suite}' for suite in SUITES)}")
+        return ReleaseSpec("source", name, arch, suite, SUITES[suite].xen, source=read_source(name, options, fragments))
+    directory = Path(name).expanduser().absolute()
+    if kind == "tree":
+        tree = read_tree(directory, arch, kind=kind)
+        base = base or _base_for(tree.xen)
+        return ReleaseSpec("tree", str(directory), arch, base, SUITES[base].xen, tree=tree)
+    source = read_source(name, options, fragments)
+    return _from_source(directory, arch, base, source)
+
+
+def _from_source(directory: Path, arch: Arch, base: str, source: Source) -> ReleaseSpec:
+    """With the tools of a Debian suite that has the same Xen, or with those that are in the tree."""
+    short, _ = version_of(directory)
+    same = next((suite.name for suite in SUITES.values() if suite.xen == short), "")
+    tree = read_tree(directory, arch, kind="source") if (directory / DIST).is_dir() else None
+    if not (base or same or tree):
+        have = ", ".join(f"{suite.xen} ({suite.name})" for suite in SUITES.values())
+        raise UsageError(
+            f"source:{directory}: this is Xen {short}, and tools fit their own hypervisor only; Debian has those of "
+            f"{have}. Build them with it: ./configure && make dist there, then the same name takes them from {DIST}"
+        )
+    base = base or same or _base_for(short)
+    return ReleaseSpec("source", str(directory), arch, base, SUITES[base].xen, source=source, tree=tree)
 
 
 def parse_qemu(text: str) -> str:
