@@ -21,9 +21,9 @@ from xentests.errors import ProductFailure
 from xentests.host.host import Host
 from xentests.lab.machine import Machine
 from xentests.payload.builder import Payload
+from xentests.payload.code import returns
 from xentests.payload.factory import Payloads
 from xentests.payload.symbols import read_symbols
-from xentests.payload.x86 import returns
 from xentests.pytest_plugin.harness import Harness
 from xentests.session import Options, Session
 
