@@ -7,6 +7,9 @@ Durations are short, since a second under load takes about one outside, and long
 from __future__ import annotations
 
 from fixtures.scheduling import Plan
+from xentests.errors import ProductFailure
+from xentests.host.arinc653 import DOM0, Slot, domain_of, put
+from xentests.host.host import Host
 from xentests.load.bench import Section
 from xentests.load.program import Told
 
@@ -157,4 +160,24 @@ def reservations() -> Plan:
     return Plan("rtds", sections, GUESTS, xen_args=("sched=rtds",))
 
 
-PLANS = {"credit": sharing("credit"), "credit2": sharing("credit2"), "rtds": reservations()}
+MAJOR_FRAME = 100 * MS
+SLOTS = {"g0": 20 * MS, "g1": 30 * MS}
+_DOM0_SLOT = 40 * MS
+
+
+def _schedule(host: Host) -> None:
+    slots = [Slot(DOM0, _DOM0_SLOT), *(Slot(domain_of(host, name), runtime) for name, runtime in SLOTS.items())]
+    if refused := put(host, MAJOR_FRAME, slots):
+        raise ProductFailure(f"{host.name}: Xen does not take the schedule {slots}: {refused}")
+
+
+def arinc() -> Plan:
+    """What arinc653 promises: 10 of 100 ms are nobody's."""
+    sections = [
+        Section("schedule", {name: spin(4) for name in SLOTS}, 4, trace=True),
+        Section("one alone", {"g0": spin(3)}, 3),
+    ]
+    return Plan("arinc653", sections, tuple(SLOTS), ("sched=arinc653",), settle=_schedule, key=f"{SLOTS}")
+
+
+PLANS = {"credit": sharing("credit"), "credit2": sharing("credit2"), "rtds": reservations(), "arinc653": arinc()}
