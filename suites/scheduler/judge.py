@@ -23,17 +23,20 @@ def speeds(bench: Bench, outcome: Outcome, *, after_s: int = 0) -> dict[str, flo
 
     ``after_s`` leaves out the beginning, in which a guest lives on what it had been credited with while it slept.
     """
-    found = {}
-    for name, told in outcome.section.load.items():
-        heard = outcome.guest(name)
-        before = heard.table[after_s * SECOND // told.step - 1] if after_s else 0
-        found[name] = (heard.chunks - before) / (outcome.section.window_s - after_s) / SECOND / full_speed(bench)
-    return found
+    whole = (outcome.section.window_s - after_s) * SECOND * full_speed(bench)
+    return {name: work_of(outcome, name, after_s) / whole for name in outcome.section.load}
 
 
-def shares(outcome: Outcome) -> dict[str, float]:
+def work_of(outcome: Outcome, name: str, after_s: int) -> int:
+    """Chunks of work that a guest did after so many seconds."""
+    heard = outcome.guest(name)
+    step = outcome.section.load[name].step
+    return heard.chunks - (heard.table[after_s * SECOND // step - 1] if after_s else 0)
+
+
+def shares(outcome: Outcome, *, after_s: int = 0) -> dict[str, float]:
     """Each guest's part of the work that all did."""
-    done = {name: outcome.guest(name).chunks for name in outcome.section.load}
+    done = {name: work_of(outcome, name, after_s) for name in outcome.section.load}
     total = sum(done.values())
     return {name: chunks / total for name, chunks in done.items()}
 

@@ -70,7 +70,7 @@ def sharing(scheduler: str) -> Plan:
     half = Told(period=50 * MS, work=25 * CHUNKS_PER_MS, window=4000 * MS)
     sections = [
         Section("alone", {"g0": spin(1)}, 1),
-        _weighted(scheduler, "weights", WEIGHTS, 6, trace=True),
+        _weighted(scheduler, "weights", WEIGHTS, 8, trace=True),
         _capped(scheduler, "caps", CAPS, ("g2",), 5),
         _capped(scheduler, "cap on an idle CPU", {"g0": CAP_ALONE}, (), 3),
         Section("equals", {guest: spin(5) for guest in GUESTS}, 5, trace=True),
@@ -106,7 +106,7 @@ RTDS_WAKE = (10, 2)
 
 
 def _reserve(guest: str, period_ms: int, budget_ms: int, *, extra: bool = False) -> str:
-    return f"xl sched-rtds -d {guest} -p {period_ms * 1000} -b {budget_ms * 1000} -e {int(extra)}"
+    return f"xl sched-rtds -d {guest} -v all -p {period_ms * 1000} -b {budget_ms * 1000} -e {int(extra)}"
 
 
 def reservations() -> Plan:
