@@ -113,7 +113,7 @@ def reservations() -> Plan:
     """What rtds promises. dom0 has 40 % reserved (RTDS_DEFAULT_BUDGET of RTDS_DEFAULT_PERIOD), and is asleep."""
     every = "xl sched-rtds -v all"
     sections = [
-        Section("alone", {"g0": spin(1)}, 1),
+        Section("alone", {"g0": spin(1)}, 1, before=[_reserve("g0", 10, 4, extra=True)]),
         Section(
             "budgets",
             {guest: spin(6) for guest in GUESTS},
