@@ -100,7 +100,7 @@ def test_replenished_on_time(bench: Bench, figure: Figure) -> None:
         late += [each.at - (each.deadline - period * MS) for each in found]
     figure("replenishments", len(late))
     figure("latest, us", round(max(late) / 1000, 3))
-    assert min(late) >= 0
+    assert min(late) > -_OVERRUN  # a guest knows Xen's time to some 70 us, and the trace has it from there
     assert max(late) < MS
 
 
