@@ -102,6 +102,7 @@ def sharing(scheduler: str) -> Plan:
 
 BUDGETS = {"g0": (100, 20), "g1": (50, 5), "g2": (20, 6)}
 """Period and budget in ms: 20, 10 and 30 % of the CPU."""
+EQUAL = (20, 4)
 RTDS_WAKE = (10, 2)
 
 
@@ -135,7 +136,7 @@ def reservations() -> Plan:
             "equals",
             {guest: spin(4) for guest in GUESTS[:3]},
             4,
-            before=[_reserve(guest, 20, 4) for guest in GUESTS[:3]],
+            before=[_reserve(guest, *EQUAL) for guest in GUESTS[:3]],
             trace=True,
         ),
         Section(
