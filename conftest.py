@@ -11,4 +11,6 @@ pytest_plugins = [
     "fixtures.migration",
     "fixtures.pci",
     "fixtures.payloads",
+    "fixtures.pcpus",
+    "fixtures.scheduling",
 ]

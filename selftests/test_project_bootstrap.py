@@ -247,7 +247,8 @@ def test_two_at_once_prepare_once(checkout: Checkout) -> None:
 @pytest.mark.parametrize("arguments", [(), ("no-such",), ("live",), ("livepatch", "-k", "x")])
 def test_bad_arguments_are_refused(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     """An unknown environment, or arguments without --, end with 2 and the list of environments."""
-    assert "ENV is one of: livepatch smoke lifecycle hotplug migration memory kconfig selftests" in checkout.run(
-        *arguments, code=2
+    assert (
+        "ENV is one of: livepatch smoke lifecycle hotplug migration memory kconfig scheduler selftests"
+        in checkout.run(*arguments, code=2)
     )
     assert not checkout.log.exists()

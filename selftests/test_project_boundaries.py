@@ -28,6 +28,8 @@ RANKS = {
     "xentests.image": 2,
     "xentests.lab": 3,
     "xentests.payload": 3,
+    "xentests.load": 3,
+    "xentests.trace": 2,
     "xentests.host": 4,
     "xentests.report": 5,
     "xentests.session": 5,

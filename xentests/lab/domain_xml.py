@@ -152,11 +152,13 @@ def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
         cpu = ET.SubElement(root, "cpu", {"mode": "custom", "match": "exact", "check": "none"})
         _text(cpu, "model", model, fallback="forbid")
     # In sockets of their own CPUs look like threads to a PVH guest on 4.14, whose Linux then refuses to start them.
-    ET.SubElement(cpu, "topology", {"sockets": "1", "cores": str(machine.cpus), "threads": "1"})
+    cores = machine.cpus // (machine.sockets * machine.threads)
+    topology = {"sockets": machine.sockets, "cores": cores, "threads": machine.threads}
+    ET.SubElement(cpu, "topology", {name: str(number) for name, number in topology.items()})
     if machine.physical_bits:
         ET.SubElement(cpu, "maxphysaddr", {"mode": "emulate", "bits": str(machine.physical_bits)})
     for change in changes:
-        if change.startswith("vendor="):
+        if "=" in change:
             continue  # libvirt has no word for QEMU's vendor override: see _qemu_options
         policy = "require" if change.startswith("+") else "disable"
         ET.SubElement(cpu, "feature", {"policy": policy, "name": change[1:]})
@@ -245,9 +247,8 @@ def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: Do
         option("-machine", f"virtualization=on,gic-version={machine.gic_version}")
         option("-device", _loader(_ARM64_KERNEL_AT, "kernel", boot.kernel, machine.dom0_command_line))
         option("-device", _loader(_ARM64_INITRD_AT, "initrd", boot.initrd))
-    for change in machine.cpu_model.split(","):
-        if change.startswith("vendor="):
-            option("-cpu", machine.cpu_model)
+    if "=" in machine.cpu_model:
+        option("-cpu", machine.cpu_model)
     if machine.iommu:
         option("-device", f"{machine.iommu}-iommu")
     for number in range(machine.pci_nics):

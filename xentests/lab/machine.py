@@ -51,7 +51,9 @@ class Machine:
     ``cpu_model`` is a QEMU model with features, as on QEMU's ``-cpu``. ``timing`` is ``fast``, or ``deterministic``:
     instructions are counted, idle time is skipped and CPUs take turns, so that what is measured inside depends on the
     instructions alone. ``cpus`` is 2, or 1 where timing is deterministic, unless given; ``dom0_vcpus`` how many of them
-    dom0 has, 0 for all. ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last one win).
+    dom0 has, 0 for all. They are in so many ``sockets``, and ``threads`` of them share a core (x86-64 only; Xen sees
+    threads of a CPU model of Intel's). ``xen_args`` and ``dom0_args`` are appended to the defaults (Xen lets the last
+    one win).
     ``usb_sticks`` sticks (x86-64 only) are plugged into an EHCI controller, which is there only with them; the stick
     ``N`` has the serial number ``stickN``. ``link`` gives it a network interface whose cable is ``lab.link``'s.
     ``pci_nics`` cards (x86-64 only; Intel 82540EM) are on one Ethernet that nothing else is on, the first in PCI's slot
@@ -71,6 +73,8 @@ class Machine:
     cpu_model: str = ""
     timing: Timing = "fast"
     gic_version: int = 3
+    sockets: int = 1
+    threads: int = 1
     xen_args: tuple[str, ...] = ()
     dom0_args: tuple[str, ...] = ()
     usb_sticks: int = 0
@@ -93,6 +97,8 @@ class Machine:
             object.__setattr__(self, "cpus", _CPUS[self.timing])
         if not 1 <= self.cpus <= 64:
             raise UsageError(f"cpus={self.cpus}: a machine has 1 to 64 CPUs")
+        if self.cpus % (self.sockets * self.threads) or (self.threads > 1 and self.arch != "amd64"):
+            raise UsageError(f"cpus={self.cpus} are not {self.sockets} sockets of cores of {self.threads} threads each")
         if not 0 <= self.dom0_vcpus <= self.cpus:
             raise UsageError(f"dom0_vcpus={self.dom0_vcpus}: 1 to {self.cpus}, or 0 for all CPUs")
         if self.dom0_memory_mib + 128 > self.memory_mib:

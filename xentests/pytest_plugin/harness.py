@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from xentests.session import Session
 
 KEY = pytest.StashKey["Harness"]()
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A picture that belongs to a test: drawn if it fails, or ``always``."""
+
+    name: str
+    draw: Callable[[], str]
+    always: bool
+
+
 MAIN = "main"
 
 
@@ -34,6 +46,7 @@ class Harness:
         self.custody = Custody()
         self.current: pytest.Item | None = None
         self.coming: pytest.Item | None = None
+        self.exhibits: list[Exhibit] = []
         self._at_end = contextlib.ExitStack()
         self._session: Session | None = None
 
@@ -75,6 +88,12 @@ class Harness:
         """A figure of the test under way, for its reports: measured, and not what it passes or fails by."""
         if self.current is not None:
             self.current.user_properties.append((f"{figures.PREFIX}{name}", value))
+
+    def exhibit(self, name: str, draw: Callable[[], str], *, always: bool = False) -> None:
+        """A picture (SVG) of what the test under way looked at; ``draw`` is called when it is wanted."""
+        self.exhibits = [each for each in self.exhibits if each.name != name or (always and not each.always)]
+        if all(each.name != name for each in self.exhibits):
+            self.exhibits.append(Exhibit(name, draw, always))
 
     def say(self, text: str) -> None:
         """A line of progress: into the run's log, and to ``progress`` if anybody listens."""

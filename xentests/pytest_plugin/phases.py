@@ -20,6 +20,7 @@ from xentests.pytest_plugin.verdicts import verdict_of
 from xentests.report import allure_results, figures, junit
 from xentests.report.allure_results import Subject
 from xentests.report.evidence import CONSOLE, Evidence
+from xentests.report.run import file_name
 from xentests.report.verdict import FINDINGS, Verdict, worst
 from xentests.text import clean, tail
 
@@ -46,6 +47,7 @@ class Phases:
         item.stash[_VERDICTS] = []
         self._harness.current, self._harness.coming = item, nextitem
         self._harness.custody.begin()
+        self._harness.exhibits = []
         try:
             return (yield)
         finally:
@@ -126,6 +128,8 @@ class Phases:
         item.stash[_VERDICTS].append(verdict)
         if self._allure:
             self._tell_allure(item, report, evidence)
+        if report.when == "call":
+            self._show(item, failed=report.failed)
         return report
 
     def _evidence(self, item: pytest.Item, when: str) -> list[Evidence]:
@@ -135,6 +139,21 @@ class Phases:
         except pytest.fail.Exception:
             # pytest-timeout's signal, which may come at any moment, would end the whole session from in here.
             return []
+
+    def _show(self, item: pytest.Item, *, failed: bool) -> None:
+        """Keep the pictures that are wanted, beside the test's evidence and in the report."""
+        folder = self._harness.run.folder(item.nodeid)
+        for exhibit in self._harness.exhibits:
+            if failed or exhibit.always:
+                try:
+                    picture = exhibit.draw()
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / f"{file_name(exhibit.name)}.svg").write_text(picture, encoding="utf-8")
+                except (XentestsError, OSError) as error:
+                    self._harness.say(f"{item.nodeid}: no picture of {exhibit.name}: {error}")
+                    continue
+                if self._allure:
+                    allure_results.attach_picture(exhibit.name, picture)
 
     def _tell_allure(self, item: pytest.Item, report: pytest.TestReport, evidence: list[Evidence]) -> None:
         subject = subject_of(item)

@@ -109,6 +109,11 @@ def attach(evidence: Evidence, phase: str) -> None:
             allure.attach(evidence.text(path, limit=ATTACHMENT_LIMIT), name=name, attachment_type=AttachmentType.TEXT)
 
 
+def attach_picture(name: str, svg: str) -> None:
+    """Attach a picture that the harness has drawn itself to the test under way."""
+    allure.attach(svg, name=name, attachment_type=AttachmentType.SVG)
+
+
 class Cleaner:
     """Cleans each result just before it is written, and gives it the status its verdict asks for."""
 
