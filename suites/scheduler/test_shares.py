@@ -27,8 +27,8 @@ both = schedulers("credit", "credit2")
 def test_weights(bench: Bench, figure: Figure) -> None:
     """Guests with weights 1:2:4 that all want the CPU share it 1:2:4: each within 5 %, on credit within 10 %.
 
-    Credit gives out equal turns when all have used up their credit before its accounting comes (csched_acct), which is
-    why the lightest has some 6 % too much.
+    On 4.14's credit the lightest has some 6 % too much, every time. Why is not known; equal turns of guests that have
+    used up their credit before the next accounting (csched_acct) would do it.
 
     docs/man/xl.1, sched-credit: "A domain with a weight of 512 will get twice as much CPU as a domain with a weight of
     256 on a contended host".
