@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
+
 from fixtures.releases import Figure
 from suites.kconfig.chart import chart
 from suites.kconfig.conftest import Built, surface_of_image
@@ -49,6 +51,8 @@ def test_what_was_removed_is_gone(slim: Slim, built: Built, full: Surface, remov
         result = host.run(*tool.argv)
         said = (result.stdout + result.stderr).decode("utf-8", "replace")
         assert result.exit_code != 0, f"{' '.join(tool.argv)} works although {removed.name}: {said}"
+        if tool.unclear and tool.unclear in said:
+            pytest.xfail(f"{' '.join(tool.argv)} says {said.strip()!r}, not that this Xen was built without")
         assert re.search(tool.says, said), f"{' '.join(tool.argv)} does not say what is missing, but: {said}"
 
 
