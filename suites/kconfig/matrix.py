@@ -75,7 +75,7 @@ def _common(arch: Arch) -> list[Config]:
         Config("debug", (f"full-{arch}", "debug"), kinds=kinds),
         Config("one-scheduler", (f"full-{arch}", "one-scheduler"), kinds=kinds,
                options=("SCHED_CREDIT", "SCHED_RTDS", "SCHED_ARINC653", "SCHED_NULL"),
-               symbols=(r"csched_\w+", r"rt_\w+|sched_rtds_def", r"a653sched_\w+", r"null_\w+|sched_null_def"),
+               symbols=(r"csched_\w+", r"rt_(?!range)\w+|sched_rtds_def", r"a653sched_\w+", r"null_(?!read|write|ops|handler)\w+|sched_null_def"),
                tools=(Tool(("xl", "cpupool-create", 'name="p"', 'sched="credit"', 'cpus=["1"]'), "credit"),)),
         without("livepatch", "LIVEPATCH", symbols=(r"livepatch_\w+",),
                 tools=(Tool(("xen-livepatch", "list"), _NO_SUCH),)),
@@ -89,14 +89,14 @@ def _common(arch: Arch) -> list[Config]:
     ]  # fmt: skip
 
 
-_HVM_GONE = Tool(("sh", "-c", "xl info | grep -w hvm; echo none; false"), "none")
+_ONLY_PV = Tool(("sh", "-c", "xl info virt_caps | grep -w hvm || ! xl info virt_caps"), r"^pv\b")
 _AMD64 = [
     *_common("amd64"),
     Config("minimal", ("minimal-amd64",), start="allnoconfig", kinds=("pv",),
            options=("HVM", "LIVEPATCH", "HYPFS", "KEXEC", "TRACEBUFFER", "ARGO", "XSM"),
            hypercalls=(XSM, HVM, KEXEC, ARGO, DM, HYPFS)),
-    _without("hvm", "HVM", "IOREQ_SERVER", hypercalls=(HVM, DM), symbols=(r"hvm_\w+", r"(svm|vmx)_(?!vpmu)\w+", r"nsvm_\w+"),
-             kinds=("pv",), tools=(Tool(("xl", "create", "-n", "/nonexistent"), "nonexistent"),)),
+    _without("hvm", "HVM", "IOREQ_SERVER", hypercalls=(HVM, DM), kinds=("pv",), tools=(_ONLY_PV,),
+             symbols=(r"hvm_\w+", r"(svm|vmx)_(?!vpmu)\w+", r"nsvm_\w+")),
     _without("pv", "PV", symbols=(r"pv_\w+_gdt|do_set_trap_table", r"do_mmu_update"), kinds=("pvh",),
              xen_args=("dom0=pvh",), iommu=True),
     _without("kexec", "KEXEC", hypercalls=(KEXEC,), symbols=(r"do_kexec_op|kexec_\w+",)),
