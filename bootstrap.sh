@@ -169,7 +169,7 @@ if [ $# -gt 0 ]; then
     shift
 fi
 
-runs=true npm= builds=false
+runs=true builds=false npm=
 case " $* " in
 *source:*) builds=true ;;
 esac

@@ -269,6 +269,10 @@ def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: Do
         # What the guest tells a device is then dealt with at that instruction, not when QEMU's main loop gets to it.
         for device in ("virtio-blk-pci", "virtio-serial-pci") if machine.arch == "amd64" else ("virtio-mmio",):
             option("-global", f"{device}.ioeventfd=off")
+    if machine.pvh_dom0:
+        # Devices of the machine then see the addresses of a guest, which only the IOMMU turns into the machine's.
+        for device in ("virtio-blk-pci", "virtio-serial-pci"):
+            option("-global", f"{device}.iommu_platform=on")
     if machine.link:
         option("-netdev", _dgram(files), "-device", _NIC[machine.arch])
     if files.incoming:

@@ -134,8 +134,16 @@ class Machine:
 
     @property
     def frozen(self) -> bool:
-        """Whether hosts on it are cloned; giants and NUMA machines are booted (docs/decisions/21-giant-machines.md)."""
-        return not self.giant and self.numa_nodes == 1
+        """Whether hosts on it are cloned; giants and NUMA machines are booted (docs/decisions/21-giant-machines.md).
+
+        So is one whose dom0 runs in the CPU's guest mode, in which QEMU 7.2 cannot load a frozen state.
+        """
+        return not self.giant and self.numa_nodes == 1 and not self.pvh_dom0
+
+    @property
+    def pvh_dom0(self) -> bool:
+        """Whether dom0 is a PVH guest (docs/misc/xen-command-line.pandoc, "dom0"), which takes an ``iommu``."""
+        return "dom0=pvh" in self.xen_args
 
     @property
     def physical_bits(self) -> int:
