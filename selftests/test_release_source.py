@@ -12,8 +12,8 @@ from selftests.project import ROOT
 from xentests.errors import BuildFailed, UsageError
 from xentests.image.surface import surface_of
 from xentests.lab.store import Store
+from xentests.release.fragment import parse
 from xentests.release.hypervisor import CONFIG, XEN, build_hypervisor, first_error
-from xentests.release.kconfig import parse
 from xentests.release.source import files_of, version_of
 from xentests.release.spec import ReleaseSpec, parse_release
 

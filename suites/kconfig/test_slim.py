@@ -17,7 +17,7 @@ from xentests.host.hypercalls import answers
 from xentests.image.surface import Surface
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.harness import Harness
-from xentests.release.kconfig import parse
+from xentests.release.fragment import parse
 
 Slim = Callable[[Config], Host]
 

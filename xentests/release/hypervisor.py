@@ -21,7 +21,8 @@ from xentests.errors import BuildFailed, LabError, LabFull, UsageError
 from xentests.lab.store import Entry, Store, key_of
 from xentests.release import kconfig
 from xentests.release.arch import Arch
-from xentests.release.source import Source, copy_tree, files_of, key_of_source, version_of
+from xentests.release.fragment import parse
+from xentests.release.source import Source, copy_tree, files_of, version_of
 from xentests.release.source_package import chosen_source, fetch_source, unpack_source
 from xentests.release.spec import ReleaseSpec
 from xentests.text import clean
@@ -81,8 +82,14 @@ def find_hypervisor(spec: ReleaseSpec, store: Store, *, mirror: str | None = Non
 
 
 def _key(spec: ReleaseSpec, source: Source, package: Entry | None, compiler: str) -> str:
-    of_source = key_of_source(source, package.key if package else "")
+    of_source = _key_of_source(source, package.key if package else "")
     return key_of("hypervisor", BUILDER, of_source, spec.arch, compiler)
+
+
+def _key_of_source(source: Source, package: str) -> str:
+    """Of all that the hypervisor is made from; ``package`` is the key of Debian's source package, if it is that."""
+    asked = sorted(parse(source.fragment).items())
+    return key_of("source", source.digest or package, source.start, asked)
 
 
 def _cross(arch: Arch) -> str:
@@ -144,7 +151,7 @@ class _Build:
     # -- Kconfig ------------------------------------------------------------------------------------------------------
 
     def _configure(self, tree: Path) -> None:
-        asked = kconfig.parse(self._source.fragment)
+        asked = parse(self._source.fragment)
         fragment = tree.parent / "fragment"
         fragment.write_text(self._source.fragment + "\n")
         config = tree / "xen/.config"
@@ -156,7 +163,7 @@ class _Build:
             defaults = tree / f"xen/arch/{_SRCARCH[self._spec.arch]}/configs/{name}_defconfig"
             config.write_text(defaults.read_text() + fragment.read_text())
             self._make(tree, "olddefconfig", "")
-        became = kconfig.parse(config.read_text())
+        became = parse(config.read_text())
         if all(became.get(name, "n") == value for name, value in asked.items()):
             return
         lost = kconfig.dropped(asked, became, kconfig.Explain(tree / "xen", config, self._environment(tree)))

@@ -9,15 +9,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import kconfiglib
-
-_SET = re.compile(r"CONFIG_(\w+)=(.*)")
-_UNSET = re.compile(r"# CONFIG_(\w+) is not set")
 
 
 @dataclass(frozen=True)
@@ -31,19 +27,6 @@ class Dropped:
 
     def __str__(self) -> str:
         return f"CONFIG_{self.name}={self.wanted} was not taken (it is {self.got}): {self.reason}"
-
-
-def parse(text: str) -> dict[str, str]:
-    """A ``.config`` or a fragment of one: name without CONFIG_ -> value. ValueError for a line that is neither."""
-    values = {}
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
-        if match := _SET.fullmatch(line):
-            values[match[1]] = match[2]
-        elif match := _UNSET.fullmatch(line):
-            values[match[1]] = "n"
-        elif line and not line.startswith("#"):
-            raise ValueError(f"line {number}, {line[:80]!r}: neither CONFIG_NAME=VALUE nor a comment")
-    return values
 
 
 def dropped(asked: Mapping[str, str], became: Mapping[str, str], explain: Explain) -> list[Dropped]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from xentests.errors import UsageError
-from xentests.lab.store import key_of
-from xentests.release.kconfig import parse
+from xentests.release.fragment import read_fragment
 from xentests.tools import ToolFailed, run_tool
 
 Start = Literal["defconfig", "allnoconfig"]
@@ -54,20 +53,6 @@ class Source:
         """The options as they stand in a release's name, each after a comma."""
         kconfig = "".join(f",kconfig={path}" for path in self.kconfig)
         return kconfig + (f",config={self.start}" if self.start != "defconfig" else "")
-
-
-def read_fragment(text: str) -> tuple[Path, str]:
-    """The absolute path and the content of a Kconfig fragment. UsageError when it cannot be read."""
-    path = Path(text).expanduser().absolute()
-    try:
-        fragment = path.read_text(encoding="utf-8")
-        parse(fragment)
-    except ValueError as error:
-        raise UsageError(f"kconfig={text}: not a Kconfig fragment: {error}") from error
-    except OSError as error:
-        raise UsageError(f"kconfig={text}: no Kconfig fragment to read there ({error}); give a file of lines "
-                         f"CONFIG_NAME=y") from error  # fmt: skip
-    return path, fragment
 
 
 def version_of(directory: Path) -> tuple[str, str]:
@@ -157,9 +142,3 @@ def read_source(name: str, options: Mapping[str, str], fragments: Sequence[str])
     directory = Path(name).expanduser().absolute()
     version_of(directory)
     return Source(directory, digest_of(directory, files_of(directory)), kconfig, fragment, start)
-
-
-def key_of_source(source: Source, package: str) -> str:
-    """Of all that the hypervisor is made from; ``package`` is the key of Debian's source package, if it is that."""
-    asked = sorted(parse(source.fragment).items())
-    return key_of("source", source.digest or package, source.start, asked)
