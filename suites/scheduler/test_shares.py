@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fixtures.releases import Figure
 from fixtures.scheduling import Bench
 from suites.scheduler.judge import TOLERANCE, by_xen, full_speed, jain, off, require, shares, speeds, standstills
@@ -21,14 +23,15 @@ from suites.scheduler.plans import (
 from xentests.load.bench import SECOND
 
 both = schedulers("credit", "credit2")
+KNOWN_OF_CREDIT = 0.1
 
 
 @both
 def test_weights(bench: Bench, figure: Figure) -> None:
-    """Guests with weights 1:2:4 that all want the CPU share it 1:2:4: each within 5 %, on credit within 10 %.
+    """Guests with weights 1:2:4 that all want the CPU share it 1:2:4, each within 5 %.
 
-    On 4.14's credit the lightest has some 6 % too much, every time. Why is not known; equal turns of guests that have
-    used up their credit before the next accounting (csched_acct) would do it.
+    On 4.14's credit the lightest has some 6 % too much, every time: an expected failure up to 10 %. Why is not known;
+    equal turns of guests that have used up their credit before the next accounting (csched_acct) would do it.
 
     docs/man/xl.1, sched-credit: "A domain with a weight of 512 will get twice as much CPU as a domain with a weight of
     256 on a contended host".
@@ -39,7 +42,14 @@ def test_weights(bench: Bench, figure: Figure) -> None:
     for name, share in found.items():
         figure(f"{name} of {WEIGHTS[name]}/{total}, %", round(100 * share, 3))
     wanted = {name: weight / total for name, weight in WEIGHTS.items()}
-    require("weights 1:2:4", found, wanted, tolerance=0.1 if bench.plan.name == "credit" else TOLERANCE)
+    if bench.plan.name == "credit":
+        require("weights 1:2:4", found, wanted, tolerance=KNOWN_OF_CREDIT)
+        worst = max(wanted, key=lambda name: abs(off(found[name], wanted[name])))
+        if abs(off(found[worst], wanted[worst])) > TOLERANCE:
+            pytest.xfail(
+                f"credit gives {worst} {100 * off(found[worst], wanted[worst]):+.1f} % of what its weight says"
+            )
+    require("weights 1:2:4", found, wanted)
 
 
 @both
