@@ -23,7 +23,7 @@ def _run(folder: Path, *arguments: str) -> Finished:
         env={**os.environ, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=2 * LIMIT_S,
+        timeout=5 * LIMIT_S,
         check=False,
     )
     return Finished(done.returncode, done.stdout.decode("utf-8"), folder)
