@@ -58,6 +58,10 @@ class Config:
         return f"{source}{kconfig}{f',config={self.start}' if self.start != 'defconfig' else ''}"
 
 
+_NO_CREDIT = Tool(
+    ("sh", "-c", """xl cpupool-cpu-remove Pool-0 1 && xl cpupool-create 'name="p"' 'sched="credit"' 'cpus=["1"]'"""),
+    "Could not create|error",
+)
 _NO_SUCH = "Function not implemented|[Oo]peration not supported"
 
 
@@ -77,7 +81,7 @@ def _common(arch: Arch) -> list[Config]:
                options=("SCHED_CREDIT", "SCHED_RTDS", "SCHED_ARINC653", "SCHED_NULL"),
                symbols=(r"csched_\w+", r"rt_(?!range)\w+|sched_rtds_def", r"a653sched_\w+",
                         r"null_(?!read|write|ops|handler)\w+|sched_null_def"),
-               tools=(Tool(("xl", "cpupool-create", 'name="p"', 'sched="credit"', 'cpus=["1"]'), "credit"),)),
+               tools=(_NO_CREDIT,)),
         without("livepatch", "LIVEPATCH", symbols=(r"livepatch_\w+",),
                 tools=(Tool(("xen-livepatch", "list"), _NO_SUCH),)),
         without("hypfs", "HYPFS", hypercalls=(HYPFS,), symbols=(r"hypfs_\w+",),

@@ -52,8 +52,9 @@ def surface_of(symbols: Path) -> Surface:
             for section in elf.iter_sections():
                 flags = section["sh_flags"]
                 if flags & SH_FLAGS.SHF_ALLOC:
-                    writable = flags & SH_FLAGS.SHF_WRITE
-                    kind = "bss" if section["sh_type"] == "SHT_NOBITS" else "data" if writable else "text"
+                    # Xen is linked with -N, which calls its code writable, too.
+                    constant = flags & SH_FLAGS.SHF_EXECINSTR or not flags & SH_FLAGS.SHF_WRITE
+                    kind = "bss" if section["sh_type"] == "SHT_NOBITS" else "text" if constant else "data"
                     sizes[kind] += section["sh_size"]
                 if isinstance(section, SymbolTableSection):
                     names |= {
