@@ -7,9 +7,9 @@ from xml.sax.saxutils import escape
 
 from xentests.image.surface import Surface
 
-_ROW, _LEFT, _BAR, _WIDTH = 22, 130, 420, 900
+_ROW, _LEFT, _BAR, _WIDTH = 22, 130, 400, 900
 _PARTS = (("text", "#3b6ea5"), ("data", "#d98c2b"), ("bss", "#9aa5b1"))
-_HEADS = ((_LEFT + _BAR + 75, "KiB"), (_LEFT + _BAR + 175, "hypercalls"), (_LEFT + _BAR + 265, "symbols"))
+_HEADS = ((_LEFT + _BAR + 100, "KiB"), (_LEFT + _BAR + 200, "hypercalls"), (_LEFT + _BAR + 290, "symbols"))
 
 
 def chart(surfaces: Mapping[str, Surface], full: str) -> str:
