@@ -58,19 +58,8 @@ def run_tool(
     """
     words = [str(word) for word in argv]
     deadline = Deadline(limit_s)
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if with_stderr else subprocess.PIPE,
-            env={**os.environ, "PATH": tool_path(), "LC_ALL": "C.UTF-8", **(env or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        advice = f"install it: apt-get install {package}" if package else "run `xentests doctor`"
-        raise LabError(f"{words[0]} is not installed; {advice}") from error
+    stderr_to = subprocess.STDOUT if with_stderr else subprocess.PIPE
+    process = _start(words, env=env, cwd=cwd, package=package, stdin=subprocess.PIPE, stderr=stderr_to)
     try:
         stdout, stderr = process.communicate(input_data, timeout=deadline.limit_s)
     except subprocess.TimeoutExpired as error:
@@ -104,19 +93,7 @@ def follow_tool(
     """
     words = [str(word) for word in argv]
     deadline = Deadline(limit_s)
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": tool_path(), "LC_ALL": "C.UTF-8", **(env or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        advice = f"install it: apt-get install {package}" if package else "run `xentests doctor`"
-        raise LabError(f"{words[0]} is not installed; {advice}") from error
+    process = _start(words, env=env, cwd=cwd, package=package, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     late = threading.Timer(deadline.limit_s, _end, [process])
     late.start()
     try:
@@ -133,6 +110,25 @@ def follow_tool(
     if deadline.elapsed_s >= deadline.limit_s:
         raise LabError(f"{shlex.join(words)[:300]}: not done within {deadline}; it was ended")
     return code
+
+
+def _start(
+    words: Sequence[str], *, env: Mapping[str, str] | None, cwd: Path | None, package: str, stdin: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that Ctrl-C reaches us first and the whole process group can be ended."""
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**os.environ, "PATH": tool_path(), "LC_ALL": "C.UTF-8", **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        advice = f"install it: apt-get install {package}" if package else "run `xentests doctor`"
+        raise LabError(f"{words[0]} is not installed; {advice}") from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xentests.errors import LabError
-from xentests.payload.runner import Reply, Script, program
+from xentests.host import hypercalls
+from xentests.payload.runner import Script
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
@@ -25,7 +26,6 @@ _HEAD = struct.Struct("<QB7x")
 _ENTRY = struct.Struct("<16sI4xQ")
 _ENTRIES = 64
 _SIZE = _HEAD.size + _ENTRIES * _ENTRY.size
-_PROGRAM = "/run/xentests/arinc653"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def _call(host: Host, command: int, content: bytes) -> tuple[int, bytes]:
     for version in _VERSIONS:  # all but the right one are refused with EACCES
         operation = struct.pack("<IIIIIIQ", _SCHEDULER_OP, version, 0, _ARINC653, command, 0, schedule)
         steps.append(script.hypercall(_SYSCTL, script.data(operation.ljust(8 + 128, b"\0"))))
-    host.write_file(_PROGRAM, program(host.arch), mode=0o755)
-    result = host.succeed(_PROGRAM, input_data=script.encode(), timeout_s=30.0)
-    reply = Reply(result.stdout, script)
+    reply = hypercalls.run(host, script)
     answers = [answer for step in steps if (answer := reply.result(step)) != -errno.EACCES]
     if len(answers) != 1:
         raise LabError(f"{host.name}: sysctl takes {len(answers)} interface versions, not one")

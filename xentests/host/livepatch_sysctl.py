@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from xentests.errors import LabError, ProductFailure
-from xentests.payload.runner import Reply, Script, program
+from xentests.errors import ProductFailure
+from xentests.host import hypercalls
+from xentests.payload.runner import Reply, Script
 from xentests.payload.sysctl import (
     LISTED,
     PATIENT_NS,
@@ -32,7 +33,6 @@ from xentests.payload.sysctl import (
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-_PROGRAM = "/run/xentests/hypercalls"
 _VERSIONS = range(0x10, 0x30)
 """XEN_SYSCTL_INTERFACE_VERSION is 0x13 in 4.14, 0x15 in 4.17 to 4.20; the right one is that which Xen takes."""
 
@@ -248,14 +248,7 @@ class LivepatchSysctl:
         return LivepatchScript(self._version, arch=self._arch, cpus=self._cpus, room=room)
 
     def _run(self, script: Script, *, timeout_s: float = 30.0) -> Reply:
-        data = script.encode()
-        result = self._host.run(_PROGRAM, input_data=data, timeout_s=timeout_s)
-        if result.exit_code == 127:
-            self._host.write_file(_PROGRAM, program(self._arch), mode=0o755)
-            result = self._host.run(_PROGRAM, input_data=data, timeout_s=timeout_s)
-        if result.exit_code != 0:
-            raise LabError(f"{result}\nThe hypercall runner could not run (2: no privcmd, 3: no hypercall buffers)")
-        return Reply(result.stdout, script)
+        return hypercalls.run(self._host, script, timeout_s=timeout_s)
 
 
 def _terminated(name: str) -> bytes:

@@ -26,7 +26,7 @@ from xentests.release.source import Source, copy_tree, files_of, version_of
 from xentests.release.source_package import chosen_source, fetch_source, unpack_source
 from xentests.release.spec import ReleaseSpec
 from xentests.text import clean
-from xentests.tools import follow_tool, run_tool
+from xentests.tools import find_tool, follow_tool, run_tool
 
 Report = Callable[[str], None]
 XEN, SYMBOLS, CONFIG = "xen", "xen-syms", "xen.config"
@@ -118,8 +118,6 @@ class _Build:
             tree = Path(scratch) / "xen"
             self._lay_out(tree)
             _, version = version_of(tree)
-            self._log = tree.parent / "output.txt"
-            self._log.write_text("")
             self._configure(tree)
             self._report(f"{self._name}: compiling Xen {version}")
             self._make(tree, "build", key)
@@ -209,7 +207,7 @@ class _Build:
 
     def _argv(self, tree: Path, target: str) -> list[str]:
         cross = _cross(self._spec.arch)
-        ccache = "ccache " if shutil.which("ccache") else ""
+        ccache = "ccache " if find_tool("ccache") else ""
         return [
             "make", "-C", str(tree / "xen"), target, f"-j{len(os.sched_getaffinity(0))}",
             f"XEN_TARGET_ARCH={_XEN_ARCH[self._spec.arch]}", *([f"CROSS_COMPILE={cross}"] if cross else []),

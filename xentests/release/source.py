@@ -77,17 +77,8 @@ def files_of(directory: Path) -> list[str]:
     Of a git tree: tracked ones and new ones that are not ignored, as they are now. Of others: all but built ones.
     """
     if (directory / ".git").exists():
-        argv: list[str | Path] = [
-            "git",
-            "-C",
-            directory,
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-            "--",
-        ]
+        words = ["--cached", "--others", "--exclude-standard", "--"]
+        argv: list[str | Path] = ["git", "-C", directory, "ls-files", "-z", *words]
         try:
             listed = run_tool([*argv, *_PARTS, *_FILES], package="git").decode("utf-8", "surrogateescape").split("\0")
         except ToolFailed as error:

@@ -109,19 +109,18 @@ def _choice_file(spec: ReleaseSpec, store: Store, mirror: str | None) -> Path:
     return store.root / "chosen" / f"source-{spec.base}-{key[:24]}.json"
 
 
-def unpack_source(entry: Entry, target: Path) -> Path:
-    """Unpack into ``target``, which must not exist; returns the top directory of Xen's tree."""
+def unpack_source(entry: Entry, target: Path) -> None:
+    """Make ``target``, which must not exist, the top directory of Xen's tree."""
     dsc = next(iter(entry.path.glob("*.dsc")), None)
     if dsc is not None:
         argv: list[str | Path] = ["dpkg-source", "--no-check", "--extract", dsc, target]
         run_tool(argv, package="dpkg-dev")
-        return target
+        return
     target.mkdir()
     tarball = next(entry.path.glob("*.orig.tar.*"))
     run_tool(["tar", "--extract", "--file", tarball, "--directory", target, "--strip-components=1"], package="tar")
     if not (target / "xen/Makefile").is_file():
         raise LabError(f"{tarball.name}: no tree of Xen's: it has no xen/Makefile")
-    return target
 
 
 def _download(spec: ReleaseSpec, directory: Path, *, mirror: str | None) -> _Version:
@@ -160,7 +159,7 @@ def _versions(lists: Path, fetched: Path) -> list[_Version]:
                 if (fetched / name).is_file() and sha256_of(fetched / name) == digest
             )  # fmt: skip
             found[fields["Version"]] = _Version(fields["Version"], promised, have)
-    return sorted(found.values(), key=functools.cmp_to_key(_newest_first), reverse=False)
+    return sorted(found.values(), key=functools.cmp_to_key(_newest_first))
 
 
 def _newest_first(one: _Version, other: _Version) -> int:
