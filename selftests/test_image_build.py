@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selftests.fake_archive import FakeArchive
-from selftests.tiny_release import KERNEL, RECIPE, VMLINUX, fill, write_recipe
+from selftests.tiny_release import KERNEL, RECIPE, VMLINUX, served, write_recipe
 from xentests.errors import LabError, LabFull
 from xentests.image import build as build_module
 from xentests.image.build import build_image, find_image
@@ -30,10 +30,7 @@ TRIXIE = parse_release("debian:trixie", "amd64")
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[FakeArchive]:
     """With the packages of the tiny release."""
-    made = FakeArchive(tmp_path / "archive", tmp_path / "keys")
-    fill(made)
-    yield made
-    subprocess.run(["gpgconf", "--homedir", tmp_path / "keys", "--kill", "all"], check=False)
+    yield from served(tmp_path)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from selftests.fake_archive import FakeArchive
-from selftests.tiny_release import fill, write_recipe
+from selftests.tiny_release import served, write_recipe
 from xentests.errors import UsageError
 from xentests.image.build import build_image, find_image
 from xentests.lab.store import Store
@@ -104,10 +103,7 @@ def test_files_replace_files_and_stay_inside(dist: Path, tmp_path: Path) -> None
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[FakeArchive]:
     """With the packages of the tiny release."""
-    made = FakeArchive(tmp_path / "archive", tmp_path / "keys")
-    fill(made)
-    yield made
-    subprocess.run(["gpgconf", "--homedir", tmp_path / "keys", "--kill", "all"], check=False)
+    yield from served(tmp_path)
 
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="needs gpg, to sign an archive of its own")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from selftests.fake_archive import FakeArchive
@@ -52,6 +54,14 @@ def write_recipe(directory: Path, text: str = RECIPE) -> Path:
     (directory / "dom0.toml").write_text(text)
     (directory / "init.sh").write_text("#!/bin/sh\necho hello\n")
     return directory
+
+
+def served(tmp_path: Path) -> Iterator[FakeArchive]:
+    """An archive with the packages of the recipe, signed by a key of its own, whose agent ends with it: for a fixture."""
+    made = FakeArchive(tmp_path / "archive", tmp_path / "keys")
+    fill(made)
+    yield made
+    subprocess.run(["gpgconf", "--homedir", tmp_path / "keys", "--kill", "all"], check=False)
 
 
 def fill(archive: FakeArchive) -> None:
