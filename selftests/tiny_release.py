@@ -57,7 +57,7 @@ def write_recipe(directory: Path, text: str = RECIPE) -> Path:
 
 
 def served(tmp_path: Path) -> Iterator[FakeArchive]:
-    """An archive with the packages of the recipe, signed by a key of its own, whose agent ends with it: for a fixture."""
+    """An archive with the packages of the recipe, whose signing agent ends with it: for a fixture."""
     made = FakeArchive(tmp_path / "archive", tmp_path / "keys")
     fill(made)
     yield made
