@@ -22,6 +22,7 @@ from xentests.trace.timeline import Replenishment, Vcpu
 
 rtds = schedulers("rtds")
 _OVERRUN = 0.2 * MS
+KNOWN_LATE_MS = 50  # 30 ms were seen, every time
 
 
 def given(outcome: Outcome, name: str) -> list[Replenishment]:
@@ -121,11 +122,12 @@ def test_replenished_on_time_beside_extra_time(bench: Bench, figure: Figure) -> 
     late = lateness(bench.section("budgets"), BUDGETS)
     figure("replenishments", len(late))
     figure("latest, us", round(max(late) / 1000, 3))
-    if max(late) >= MS:
+    if MS <= max(late) < KNOWN_LATE_MS * MS:
         pytest.xfail(
-            f"a budget came {max(late) / MS:.0f} ms late. Suspected, by reading rt.c: deadline_queue_insert() orders the "
-            "queue of replenishments by priority level first, and repl_timer_handler() stops at the first not due"
+            f"a budget came {max(late) / MS:.0f} ms late. Suspected, by reading rt.c: deadline_queue_insert() orders "
+            "the queue of replenishments by priority level first, and repl_timer_handler() stops at the first not due"
         )
+    assert max(late) < MS
 
 
 @rtds
