@@ -52,6 +52,12 @@ def display(raw: bytes | str, *, limit: int, line_limit: int = 1000) -> str:
     return clean(text, limit=limit) if len(text) > limit + slack else text
 
 
+def head(raw: bytes | str, *, lines: int = 15, limit: int = 4000) -> str:
+    """The first ``lines`` non-empty lines of cleaned text, at most ``limit`` characters, for an error message."""
+    kept = [line for line in clean(raw).split("\n") if line.strip()][:lines]
+    return "\n".join(kept)[:limit]
+
+
 def tail(raw: bytes | str, *, lines: int = 15, limit: int = 2000) -> str:
     """The last ``lines`` non-empty lines of cleaned text, at most ``limit`` characters, for an error message."""
     kept = [line for line in clean(raw).split("\n") if line.strip()][-lines:]
