@@ -109,9 +109,10 @@ def test_configuration_by_architecture() -> None:
     assert spec.config("amd64").split("\n") == [
         'name = "g"',
         'type = "pv"',
+        'tsc_mode = "native"',
         'kernel = "/usr/share/xentests/guest/kernel"',
         'ramdisk = "/usr/share/xentests/guest/initrd"',
-        "extra = 'console=hvc0 a=\"b c\"'",
+        "extra = 'console=hvc0 pci=noearly a=\"b c\"'",
         "memory = 96",
         "vcpus = 3",
         'on_poweroff = "destroy"',
