@@ -371,9 +371,8 @@ class Lab:
             if self._live.pop(domain.libvirt_name, None) is None:
                 return
         self._admission.release(domain.libvirt_name)
-        log = self.root.path / "lv" / "log" / "qemu" / f"{domain.libvirt_name}.log"
         with contextlib.suppress(OSError):
-            shutil.copyfile(log, domain.log_dir / "qemu.log")
+            shutil.copyfile(self._connection.log(domain.libvirt_name), domain.log_dir / "qemu.log")
         for directory in (domain.files.sockets, self._scratch / domain.files.sockets.name):
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import pwd
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ seccomp_sandbox = 0
 
 _LOOK_FOR_ORPHANS_S = 0.3
 
+_FATAL = re.compile(r"(?:\*\* *)?ERROR:|Bail out!|qemu-system-\S+: |.*\bAssertion\b")
 _GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED, libvirt.VIR_ERR_OPERATION_TIMEOUT}
 # What libvirt's qemu_agent.c says when the agent itself answered (qemuAgentCheckError), or answered too much; whatever
@@ -88,6 +90,7 @@ class Connection:
 
     def __init__(self, uri: str, *, root: Path, cache: Path) -> None:
         self.uri = uri
+        self._root = root
         self.embedded = uri.partition("?")[0] == EMBED
         _EventLoop.ensure()
         if self.embedded:
@@ -127,7 +130,12 @@ class Connection:
         if not self.embedded:
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
         with _translated("starting a machine"), _burying_orphans():
-            return DomainHandle(self._connection.createXML(xml, flags))
+            domain = self._connection.createXML(xml, flags)
+        return DomainHandle(domain, self.log(domain.name()) if self.embedded else None)
+
+    def log(self, name: str) -> Path:
+        """What the QEMU of a domain said to its standard error, of the embedded driver."""
+        return self._root / "log" / "qemu" / f"{name}.log"
 
     def free_memory_mib(self) -> int:
         """Free memory of the machine behind the connection, in MiB."""
@@ -146,10 +154,11 @@ class Connection:
 
 
 class DomainHandle:
-    """One running domain, by libvirt. All calls translate libvirt's errors and say which domain."""
+    """One running domain, by libvirt, and its QEMU's ``log``. Calls translate libvirt's errors and say which domain."""
 
-    def __init__(self, domain: Any) -> None:
+    def __init__(self, domain: Any, log: Path | None = None) -> None:
         self._domain = domain
+        self._log = log
         self.name: str = domain.name()
 
     def resume(self) -> None:
@@ -247,7 +256,7 @@ class DomainHandle:
             until(lambda: self.state() == "gone", what="end of QEMU", deadline=5.0, error=LabError)
         except LabError:
             return AgentUnresponsive(f"{self.name}: the connection to its agent broke during {doing} ({said})")
-        return _gone(self.name, f"{doing}: {said}")
+        return _gone(self.name, f"{doing}: {said}", _last_words(self._log))
 
 
 @contextlib.contextmanager
@@ -263,11 +272,25 @@ def _translated(doing: str) -> Iterator[None]:
         raise LabError(f"{doing}: libvirt says: {said}") from error
 
 
-def _gone(doing: str, said: str) -> DomainGone:
+def _gone(doing: str, said: str, last_words: str = "") -> DomainGone:
+    if last_words:
+        return DomainGone(
+            f"{doing}: its QEMU is gone ({said}). It said before: {last_words}. Report that to QEMU's makers"
+        )
     return DomainGone(
         f"{doing}: its QEMU is gone ({said}). It was killed or crashed: look at dmesg for the out-of-memory killer, "
         "and at the domain's QEMU log in the evidence folder"
     )
+
+
+def _last_words(log: Path | None) -> str:
+    """The assertion or error that a QEMU ended with, if its log has one; libvirt's own lines begin with a date."""
+    try:
+        text = clean(log.read_bytes()[-4096:]) if log else ""
+    except OSError:
+        return ""
+    found = [line for line in text.splitlines() if _FATAL.match(line)]
+    return found[-1] if found else ""
 
 
 def _adopt_orphans() -> None:
