@@ -49,3 +49,22 @@ def test_a_place_follows_affinity(pcpus: MakePcpus) -> None:
     host.pin("g0", str(free))
     host.wait_on("g0", {free})
     host.stays_on("g0", {free})
+
+
+@pytest.mark.needs("cpu-hotplug")
+def test_a_place_goes_offline_and_comes_back(pcpus: MakePcpus) -> None:
+    """A guest whose pCPU goes offline, with no other free, waits; it has that pCPU again once it is back online."""
+    host = pcpus(*_THREE, xen_args=_NULL)
+    host.spin(*_THREE)
+    host.wait_apart(("Domain-0", *_THREE))
+    name, place = next((each.name, each.cpu) for each in host.vcpus() if each.name in _THREE and each.cpu)
+    host.host.succeed("xen-hptool", "cpu-offline", place)
+    assert host.host.xl.info().nr_cpus == CPUS - 1
+    waits = host.vcpu(name)
+    for other in _THREE:
+        if other != name:
+            host.works(other)
+    assert host.vcpu(name).time_s == waits.time_s
+    host.host.succeed("xen-hptool", "cpu-online", place)
+    host.works(name, since=waits)
+    assert host.vcpu(name).cpu == place
