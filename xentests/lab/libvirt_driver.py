@@ -50,7 +50,7 @@ seccomp_sandbox = 0
 
 _LOOK_FOR_ORPHANS_S = 0.3
 
-_FATAL = re.compile(r"(?:\*\* *)?ERROR:|Bail out!|qemu-system-\S+: |.*\bAssertion\b")
+_FATAL = re.compile(r"(?:\*\* *)?ERROR:|Bail out!|(?:\S+Z )?qemu-system-\S+: (?!warning:)|.*\bAssertion\b")
 _GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED, libvirt.VIR_ERR_OPERATION_TIMEOUT}
 # What libvirt's qemu_agent.c says when the agent itself answered (qemuAgentCheckError), or answered too much; whatever
