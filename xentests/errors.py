@@ -51,10 +51,6 @@ class DomainGone(LabError):
     """The QEMU of a host ended although nobody asked it to."""
 
 
-class EmulatorFault(LabError):
-    """The emulated CPU did what no CPU does. Act: run again; with another ``--xen-qemu`` if it comes again."""
-
-
 class AgentUnresponsive(LabError):
     """The guest agent in dom0 gave no answer in time. The host layer finds out why and says HostHang instead.
 

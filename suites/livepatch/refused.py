@@ -76,4 +76,4 @@ def try_tool(host: Host, payloads: Payloads, case: Case) -> None:
 
 def _reason(host: Host, case: Case) -> None:
     if case.reason and host.arch not in case.silent:
-        host.console.wait_for(rf"livepatch: bad:? {case.reason}", 30)
+        host.console.wait_for(rf"livepatch: bad:? {case.reason}", 5)

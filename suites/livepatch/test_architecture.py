@@ -167,7 +167,7 @@ def test_a_warning_in_new_code(livepatch_host: Host, sysctl: LivepatchSysctl, pa
     sysctl.patch(builder.patch(UNREPORTED, place).build())
     livepatch_host.console.read()
     assert dom0_sees(livepatch_host, "properties/changeset") == "WARNED"
-    livepatch_host.console.wait_for(r"Xen WARN at hotfix\.c:321", 30)
+    livepatch_host.console.wait_for(r"Xen WARN at hotfix\.c:321", 5)
     assert livepatch_host.succeed("xl", "list").exit_code == 0
 
 

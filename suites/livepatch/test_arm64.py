@@ -263,7 +263,7 @@ def test_a_warning_in_new_code(xen_host: Host, payloads: Payloads) -> None:
     xen_host.livepatch.sysctl.patch(builder.patch(UNREPORTED, place, new_size=16).build())
     with known_crash(xen_host, "Undefined Breakpoint Value", WORDLESS):
         assert dom0_sees(xen_host, "properties/changeset") == "WARNED"
-    xen_host.console.wait_for(r"Xen WARN at hotfix\.c:321", 30)
+    xen_host.console.wait_for(r"Xen WARN at hotfix\.c:321", 5)
 
 
 def test_a_bug_in_new_code(xen_host: Host, payloads: Payloads) -> None:

@@ -65,7 +65,7 @@ def test_with_data_it_cannot(livepatch_host: Host, sysctl: LivepatchSysctl, payl
         payload.apply()
     assert refused.value.errno == "EINVAL"
     assert sysctl.get(payload.name) == REFUSED
-    livepatch_host.console.wait_for("payload has .data. Please unload", 30)
+    livepatch_host.console.wait_for("payload has .data. Please unload", 5)
 
 
 def test_with_bss_it_cannot(sysctl: LivepatchSysctl, payloads: Payloads) -> None:

@@ -39,7 +39,7 @@ def test_an_expectation_that_is_not_met(livepatch_host: Host, sysctl: LivepatchS
     assert sysctl.patch(payloads.replace(returns="NEVER", expect=WRONG)).failure == "EINVAL"
     assert dom0_sees(livepatch_host) == before
     actual = payloads.symbols.code(EXTRA_VERSION)[: len(WRONG.content)].hex()
-    livepatch_host.console.wait_for(f"expectation failed: expected:deadc0debabe, actual:{actual}", 30)
+    livepatch_host.console.wait_for(f"expectation failed: expected:deadc0debabe, actual:{actual}", 5)
 
 
 def test_an_expectation_that_is_not_enabled(livepatch_host: Host, sysctl: LivepatchSysctl, payloads: Payloads) -> None:
@@ -142,4 +142,4 @@ def test_an_expectation_of_code_that_is_not_patched(
     # Applied, this would be a hypervisor that cannot revert: one unmet expectation keeps it from being applied.
     builder.replace(MINOR_VERSION, returns_value=1, expect=WRONG)
     assert sysctl.patch(builder.build()).failure == "EINVAL"
-    livepatch_host.console.wait_for(f"expectations of {MINOR_VERSION} failed", 30)
+    livepatch_host.console.wait_for(f"expectations of {MINOR_VERSION} failed", 5)

@@ -308,7 +308,7 @@ def test_replace_runs_the_hooks_of_both(livepatch_host: Host, sysctl: LivepatchS
     livepatch_host.console.read()
     sysctl.patch(third.hook(Hook.LOAD, saying(third, "newest load")).build(), Action.REPLACE)
     for text in ("upper unload", "lower unload", "newest load"):
-        livepatch_host.console.wait_for(f"xentests: {text}", 30)
+        livepatch_host.console.wait_for(f"xentests: {text}", 5)
 
 
 def test_hooks_run_with_every_other_cpu_waiting(livepatch_host: Host, traced: PayloadBuilder) -> None:

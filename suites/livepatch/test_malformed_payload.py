@@ -198,4 +198,4 @@ def test_a_symbol_exported_twice(livepatch_host: Host, payloads: Payloads) -> No
     with pytest.raises(LivepatchError) as refused:
         livepatch_host.livepatch.upload(second.build())
     assert refused.value.errno == "EEXIST"
-    livepatch_host.console.wait_for("bad: duplicate new symbol: xentests_twice", 30)
+    livepatch_host.console.wait_for("bad: duplicate new symbol: xentests_twice", 5)

@@ -64,7 +64,7 @@ def test_only_the_top_of_a_stack_is_reverted(livepatch_host: Host, sysctl: Livep
     with pytest.raises(LivepatchError) as refused:
         livepatch_host.livepatch.payload(bottom.name).revert(patience_s=0)
     assert refused.value.errno == "EBUSY"
-    livepatch_host.console.wait_for("p1: can't unload. Top is p2", 30)
+    livepatch_host.console.wait_for("p1: can't unload. Top is p2", 5)
     assert sysctl.states() == {"p1": "APPLIED", "p2": "APPLIED"}
     assert dom0_sees(livepatch_host) == "level 1"
 
@@ -82,7 +82,7 @@ def test_the_first_payload_depends_on_the_hypervisor(
         payload.apply()
     assert refused.value.errno == "EINVAL"
     assert sysctl.get(payload.name).state == "CHECKED"
-    livepatch_host.console.wait_for("check against hypervisor build-id failed", 30)
+    livepatch_host.console.wait_for("check against hypervisor build-id failed", 5)
 
 
 def test_a_dependency_must_be_applied_not_only_uploaded(
@@ -112,7 +112,7 @@ def test_a_payload_goes_on_the_top_of_the_stack_only(
     on = None if depends_on == "hypervisor" else bottom
     outcome = sysctl.patch(payloads.replace(MINOR_VERSION, returns=1, on=on))
     assert (outcome.error, outcome.state) == ("EINVAL", "CHECKED")
-    livepatch_host.console.wait_for("p3: check against p2 build-id failed", 30)
+    livepatch_host.console.wait_for("p3: check against p2 build-id failed", 5)
 
 
 @pytest.mark.needs("livepatch-nodeps")
@@ -229,7 +229,7 @@ def test_replace_whose_expectation_is_not_met_reverts_all_the_same(
     assert sysctl.patch(wrong, Action.REPLACE).status == Status("", "CHECKED", "EINVAL")
     assert sysctl.get(bottom.name).state == "CHECKED"
     assert dom0_sees(livepatch_host) == before
-    livepatch_host.console.wait_for("SYSTEM MIGHT BE INSECURE", 30)
+    livepatch_host.console.wait_for("SYSTEM MIGHT BE INSECURE", 5)
 
 
 VETOING = [Hook.PRE_APPLY, Hook.POST_APPLY, Hook.PRE_REVERT, Hook.POST_REVERT]

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.needs("save-restore", "pvh", "amd64")
 
 COMPANIONS = ("debian:bullseye", "debian:bookworm", "debian:trixie")
 SPEC = GuestSpec(kind="pvh")
+TAKEN = {((4, 17), (4, 14))}
+"""From which release to which earlier one a guest goes all the same: nothing has the earlier look for the release."""
 
 
 def must_be_earlier(host: Host, than: Host) -> None:
@@ -35,17 +37,17 @@ def test_from_an_earlier_release(travellers: Travellers, release: str) -> None:
 
 @pytest.mark.parametrize("release", COMPANIONS)
 def test_to_an_earlier_release(travellers: Travellers, release: str) -> None:
-    """A guest of this release is refused by an earlier one, and runs on where it was; if it is taken, it runs on there.
-
-    What an earlier release finds wrong with a later one's stream is up to the two: nothing has it look for the release.
-    """
+    """A guest of this release is refused by an earlier one, and runs on where it was; where taken, it runs on there."""
     guest = travellers(SPEC, to_release=release, again=False)
-    must_be_earlier(guest.migration.pair.b, guest.migration.pair.a)
+    pair = guest.migration.pair
+    must_be_earlier(pair.b, pair.a)
     before, log = guest.progress(), guest.log_there()
     attempt = guest.migration.attempt(guest.guest)
-    if not attempt.succeeded:
+    if (pair.a.xl.info().release, pair.b.xl.info().release) not in TAKEN:
+        assert not attempt.succeeded, attempt
         guest.stays(before)
         return
+    assert attempt.succeeded, attempt
     assert attempt.source is None, attempt
     assert attempt.destination is not None, attempt
     guest.arrive(log, attempt.destination.domid)

@@ -87,8 +87,8 @@ class GuestSpec:
     scheduler's. ``kernel_args`` are appended to the guest kernel's command line; ``options`` are further lines of the
     domain's configuration file, and win over what is made here.
 
-    On x86-64 guests read the CPU's own time stamp counter, as they do by default where Xen finds that reliable; and
-    their kernels do not search 256 buses for AMD's GART. Either halves a boot (docs/decisions/27-fewer-exits.md).
+    On x86-64 guests read the CPU's own time stamp counter, as they do by default where Xen finds that reliable, and
+    their kernels do not search 256 buses for AMD's GART: they boot faster (docs/decisions/27-fewer-exits.md).
     """
 
     name: str = "guest"

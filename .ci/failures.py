@@ -10,10 +10,10 @@ for path in sys.argv[1:]:
     try:
         cases = list(ElementTree.parse(path).iter("testcase"))
     except (OSError, ElementTree.ParseError) as error:
-        print(f"{path}: {error}")
+        sys.stdout.write(f"{path}: {error}\n")
         continue
     for case in cases:
         for found in (*case.iter("failure"), *case.iter("error")):
-            print(f"\n{case.get('classname')}::{case.get('name')}: {found.tag} after {case.get('time')} s")
+            sys.stdout.write(f"\n{case.get('classname')}::{case.get('name')}: {found.tag} after {case.get('time')} s\n")
             said = (found.get("message") or found.text or "").splitlines()
-            print("\n".join(line[:_COLUMNS] for line in said[:_LINES]))
+            sys.stdout.writelines(f"{line[:_COLUMNS]}\n" for line in said[:_LINES])
