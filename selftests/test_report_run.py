@@ -103,7 +103,7 @@ def test_facts_of_workers_are_put_together(tmp_path: Path) -> None:
     run.add_facts("gw0", {"xen": "4.20"})
     assert run.facts() == {"xen": "4.20", "kept": ["a", "b"]}
     run.write_manifest({"exit_status": 0})
-    assert json.loads(run.manifest.read_text()) == {"run": run.id, "exit_status": 0, "facts": run.facts()}
+    assert json.loads(run.manifest.read_text()) == {"schema": 1, "run": run.id, "exit_status": 0, "facts": run.facts()}
 
 
 def test_a_damaged_facts_file_is_no_obstacle(tmp_path: Path) -> None:

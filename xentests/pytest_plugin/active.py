@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from xentests.pytest_plugin import phases, summary
 from xentests.pytest_plugin.harness import KEY, MAIN, Harness
 from xentests.pytest_plugin.needs import check_needs
 from xentests.pytest_plugin.settings import Settings
-from xentests.report import allure_results
+from xentests.report import allure_results, records
 from xentests.report.run import Run, new_run, point_latest
+from xentests.report.verdict import Verdict
 from xentests.text import clean
 
 _LOOKS_ONLY = ("help", "markers", "showfixtures", "show_fixtures_per_test", "collectonly", "cacheshow")
@@ -31,7 +33,7 @@ _RUN = "xen_run"
 def switch_on(config: pytest.Config, settings: Settings) -> None:
     """Register the hooks in ``config``. A run that only looks (``--collect-only``, ``--help``) makes no files."""
     if any(getattr(config.option, name, False) for name in _LOOKS_ONLY):
-        config.pluginmanager.register(_Collection(), "xentests-collection")
+        config.pluginmanager.register(_Collection(settings), "xentests-collection")
         return
     workerinput: Mapping[str, Any] | None = getattr(config, "workerinput", None)
     try:
@@ -44,7 +46,7 @@ def switch_on(config: pytest.Config, settings: Settings) -> None:
     config.stash[KEY] = harness
     copies = _redirect(config, harness.run)
     allure = config.pluginmanager.hasplugin("allure_pytest") or hasattr(config.option, "allure_report_dir")
-    config.pluginmanager.register(_Collection(), "xentests-collection")
+    config.pluginmanager.register(_Collection(settings, harness), "xentests-collection")
     config.pluginmanager.register(phases.InnermostCleaner(), "xentests-cleaner")
     config.pluginmanager.register(phases.Phases(harness, allure=allure), "xentests-phases")
     if workerinput is None:
@@ -102,7 +104,18 @@ class _End:
 
 
 class _Collection:
-    """Checks what tests ask for."""
+    """Checks what tests ask for, leaves out those that are done already, and says which are to run."""
+
+    def __init__(self, settings: Settings, harness: Harness | None = None) -> None:
+        self._done = settings.done
+        self._harness = harness
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        # xdist's controller collects nothing; each of its workers collects all.
+        if self._harness is not None and session.items and self._harness.worker in (MAIN, "gw0"):
+            with contextlib.suppress(XentestsError):  # a full disk; _Books says so
+                records.write_selected(self._harness.run, (item.nodeid for item in session.items))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -110,6 +123,14 @@ class _Collection:
             from xentests.host.capabilities import NAMES  # noqa: PLC0415 - the host layer, only when it is asked for
 
             check_needs(items, NAMES)
+
+    @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
+    def leave_out_done(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if self._done:
+            done = [item for item in items if records.plain_nodeid(item.nodeid) in self._done]
+            if done:
+                config.hook.pytest_deselected(items=done)
+                items[:] = [item for item in items if records.plain_nodeid(item.nodeid) not in self._done]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -136,6 +157,8 @@ class _Books:
         self._began = True
         point_latest(self._harness.run)
         try:
+            with contextlib.suppress(XentestsError):  # a full disk; said at the end
+                self._harness.run.begin(summary.asked(self._harness, self._config))
             return (yield)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -193,6 +216,11 @@ class _WorkerBooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         setattr(report, phases.ATTRIBUTE, "broken")
+        with contextlib.suppress(XentestsError):
+            lost = records.Record(
+                records.plain_nodeid(crashitem), Verdict.BROKEN, time.time(), 0.0, message=clean(str(report.longrepr))
+            )
+            records.append(self._harness.run, MAIN, lost)
         if self._allure:
             with contextlib.suppress(XentestsError):
                 allure_results.write_lost_test(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from xentests.errors import XentestsError
+from xentests.errors import LabError, XentestsError
+from xentests.pytest_plugin.account import Account
 from xentests.pytest_plugin.cleaning import clean_report
 from xentests.pytest_plugin.harness import Harness
 from xentests.pytest_plugin.verdicts import verdict_of
-from xentests.report import allure_results, figures, junit
+from xentests.report import allure_results, figures, junit, records
 from xentests.report.allure_results import Subject
 from xentests.report.evidence import CONSOLE, Evidence
 from xentests.report.run import file_name
@@ -26,6 +27,7 @@ from xentests.text import clean, tail
 
 _CONSOLE_LINES = 20
 _VERDICTS = pytest.StashKey[list[Verdict]]()
+_ACCOUNT = pytest.StashKey[Account]()
 ATTRIBUTE = "xen_verdict"
 """The attribute of a report that carries its phase's verdict, also from an xdist worker."""
 
@@ -45,6 +47,7 @@ class Phases:
     ) -> Generator[None, object, object]:
         """A test, from its first phase to its last report."""
         item.stash[_VERDICTS] = []
+        item.stash[_ACCOUNT] = Account()
         self._harness.current, self._harness.coming = item, nextitem
         self._harness.custody.begin()
         self._harness.exhibits = []
@@ -114,10 +117,11 @@ class Phases:
             evidence = self._evidence(item, call.when)
         report = yield
         if hasattr(report, "wasxfail") or report.passed:
-            verdict = Verdict.SKIPPED if report.skipped else Verdict.PASSED
+            expected = Verdict.KNOWN if hasattr(report, "wasxfail") else Verdict.SKIPPED
+            verdict = expected if report.skipped else Verdict.PASSED
         if report.failed and verdict not in (Verdict.FAILED, Verdict.BROKEN):
             verdict = Verdict.FAILED  # an unexpected pass that is strict
-        if verdict not in (Verdict.PASSED, Verdict.SKIPPED):
+        if verdict not in (Verdict.PASSED, Verdict.SKIPPED, Verdict.KNOWN):
             setattr(report, ATTRIBUTE, str(verdict))
             _add_property(item, report, f"{junit.PROPERTY}{call.when}", str(verdict))
         if evidence:
@@ -126,11 +130,24 @@ class Phases:
             report.sections.append((f"evidence of {taken.host}", _summary(taken)))
         clean_report(report)
         item.stash[_VERDICTS].append(verdict)
+        item.stash[_ACCOUNT].add(report, verdict, began=call.start)
         if self._allure:
             self._tell_allure(item, report, evidence)
         if report.when == "call":
             self._show(item, failed=report.failed)
+        if report.when == "teardown":
+            self._keep_record(item)
         return report
+
+    def _keep_record(self, item: pytest.Item) -> None:
+        folder = self._harness.run.folder(item.nodeid)
+        record = item.stash[_ACCOUNT].record(
+            item, title=subject_of(item).title, evidence=folder.name if folder.is_dir() else ""
+        )
+        try:
+            records.append(self._harness.run, self._harness.worker, record)
+        except LabError as error:
+            self._harness.say(str(error))
 
     def _evidence(self, item: pytest.Item, when: str) -> list[Evidence]:
         folder = self._harness.run.folder(item.nodeid) / str(when)

@@ -15,6 +15,7 @@ import pytest
 from xentests.errors import UsageError
 from xentests.release.arch import ARCHES, Arch
 from xentests.release.spec import DEFAULT_RELEASE, SUITES, SYSTEM_QEMU, ReleaseSpec, parse_qemu, parse_release
+from xentests.report.records import read_nodeids
 from xentests.text import clean
 
 DEFAULT_LAB = "qemu:///embed"
@@ -24,7 +25,10 @@ _MIRROR_SCHEMES = ("http", "https", "file")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asked for. ``artifacts`` is where runs put their directories."""
+    """What the command line asked for.
+
+    ``artifacts`` is where runs put their directories; ``done`` are node ids of tests that need not run again.
+    """
 
     release: ReleaseSpec
     lab_uri: str
@@ -33,6 +37,7 @@ class Settings:
     mirror: str | None
     fresh_boot: bool
     keep: bool
+    done: frozenset[str] = frozenset()
 
     @property
     def arch(self) -> Arch:
@@ -72,6 +77,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--xen-keep", action="store_true", default=None, help="leave failed hosts running and say how to enter them"
     )
+    group.addoption("--xen-done", metavar="FILE", help="leave out the tests whose node ids are in FILE, one a line")
     parser.addini(_INI, "directory, from the root directory, for what runs make; switches the plugin on", default="")
 
 
@@ -87,6 +93,7 @@ def read_settings(config: pytest.Config) -> Settings | None:
         option.xen_artifacts,
         option.xen_fresh_boot,
         option.xen_keep,
+        option.xen_done,
     ]
     directory = config.getini(_INI)
     if all(value is None for value in given) and not directory:
@@ -100,6 +107,7 @@ def read_settings(config: pytest.Config) -> Settings | None:
             mirror=_mirror(option.xen_mirror),
             fresh_boot=bool(option.xen_fresh_boot),
             keep=bool(option.xen_keep),
+            done=_done(option.xen_done),
         )
     except UsageError as error:
         raise pytest.UsageError(clean(str(error))) from error
@@ -150,3 +158,12 @@ def _artifacts(given: str | None, root: Path, ini: str) -> Path:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--xen-artifacts {path}: this is not a directory")
     return path
+
+
+def _done(given: str | None) -> frozenset[str]:
+    if given is None:
+        return frozenset()
+    try:
+        return read_nodeids(Path(given))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--xen-done {given}: cannot be read: {error}") from error

@@ -96,20 +96,22 @@ def _by_reason(reports: Iterable[pytest.TestReport]) -> dict[str, list[str]]:
     return grouped
 
 
+def asked(harness: Harness, config: pytest.Config) -> dict[str, Any]:
+    """What the run was asked for, for its manifest."""
+    settings = harness.settings
+    return {
+        **harness.labels,
+        "lab": settings.lab_uri,
+        "qemu": settings.qemu,
+        "fresh_boot": settings.fresh_boot,
+        "command": command_line(config),
+    }
+
+
 def finish(harness: Harness, config: pytest.Config, *, exit_status: int, allure: bool) -> None:
     """Write what is known only at the end: manifest, environment and categories, and verdicts into JUnit."""
     run, facts = harness.run, harness.run.facts()
-    run.write_manifest(
-        {
-            **harness.labels,
-            "lab": harness.settings.lab_uri,
-            "qemu": harness.settings.qemu,
-            "fresh_boot": harness.settings.fresh_boot,
-            "command": command_line(config),
-            "exit_status": exit_status,
-            "verdicts": _counts(config),
-        }
-    )
+    run.write_manifest({**asked(harness, config), "exit_status": exit_status, "verdicts": _counts(config)})
     environment = {**harness.labels, **{key: facts[key] for key in _FACTS if facts.get(key)}, "run": run.id}
     if allure:
         allure_results.write_run_files(run, environment, name=f"{harness.settings.release} {harness.settings.arch}")

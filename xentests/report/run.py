@@ -23,6 +23,9 @@ from xentests.errors import LabError, UsageError
 LATEST = "latest"
 _LONGEST = 120
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+SCHEMA = 1
+"""The version of ``run.json`` and of the records; one that has none is of the time before versions, and the same."""
+
 RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 """How runs are called."""
 
@@ -89,7 +92,16 @@ class Run:
 
     def write_manifest(self, about: Mapping[str, Any]) -> None:
         """Write ``run.json``: ``about`` (what was asked for and how it ended) and the facts."""
-        write_json(self.manifest, {"run": self.id, **about, "facts": self.facts()})
+        write_json(self.manifest, {"schema": SCHEMA, "run": self.id, **about, "facts": self.facts()})
+
+    @property
+    def began(self) -> dict[str, Any]:
+        """What :meth:`begin` wrote: all that is known of a run that was killed."""
+        return _read_json(self.path / "asked.json")
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Write down what the run was asked for, before its first test."""
+        write_json(self.path / "asked.json", {"schema": SCHEMA, "run": self.id, **asked})
 
 
 def new_run(root: Path) -> Run:

@@ -11,10 +11,11 @@ class Verdict(enum.StrEnum):
 
     ``FAILED``: the product is wrong. ``BROKEN``: the lab is, and nothing is decided; never green. ``NOT_BUILT``: the
     release lacks a capability the test needs; ``NOT_HERE``: the machine does. ``BLOCKED``: not run, because what it
-    needs failed in an earlier test, which says so.
+    needs failed in an earlier test, which says so. ``KNOWN``: it failed as its ``xfail`` marker says: a known defect.
     """
 
     PASSED = "passed"
+    KNOWN = "known defect"
     SKIPPED = "skipped"
     NOT_HERE = "not on this machine"
     NOT_BUILT = "not built"
@@ -25,7 +26,7 @@ class Verdict(enum.StrEnum):
     @property
     def allure_status(self) -> str:
         """The status among those Allure knows."""
-        return "skipped" if self in FINDINGS else self.value
+        return "skipped" if self in FINDINGS or self is Verdict.KNOWN else self.value
 
 
 FINDINGS = frozenset({Verdict.NOT_HERE, Verdict.NOT_BUILT, Verdict.BLOCKED})
