@@ -29,7 +29,7 @@ wanted_packages() {
     case $1 in
     lint | types) ;;
     selftests) scopes='all|run|build|selftests' ;;
-    kconfig) scopes='all|run|build' ;;
+    kconfig | qualify) scopes='all|run|build' ;;
     *) scopes='all|run' ;;
     esac
     if $builds; then scopes+='|build'; fi

@@ -19,6 +19,11 @@ OWNERS = {
     "allure": ("xentests/report/",),
     "allure_commons": ("xentests/report/",),
     "allure_pytest": ("xentests/report/",),
+    "sqlalchemy": ("xentests/report/", "xentests/qualify/outcome.py"),
+    "alembic": ("xentests/report/history/",),
+    "jinja2": ("xentests/report/qualification/page.py",),
+    "kcidb_io": ("xentests/report/qualification/kcidb.py",),
+    "scipy": ("xentests/report/qualification/statistics.py",),
 }
 # The way of the data; a module imports its own rank and lower ones. The longest matching name counts.
 RANKS = {
@@ -39,6 +44,9 @@ RANKS = {
     "xentests.bench_guests": 6,
     "xentests.bench_migration": 6,
     "xentests.shell": 6,
+    "xentests.qualify": 6,
+    "xentests.bisect": 6,
+    "xentests.cli_qualify": 7,
     "xentests.cli": 7,
     "fixtures": 7,
     "suites": 8,

@@ -1,4 +1,4 @@
-"""The command line: ``xentests doctor | build | shell | bench | report | gc``. Thin: parses, calls, prints.
+"""The command line: ``xentests doctor | build | shell | bench | report | qualify | gc``. Thin: parses, calls, prints.
 
 Results go to stdout (``--json`` for machines), progress to stderr. Exit codes: 0 done, 1 the lab or the product is
 wrong, 2 the caller is.
@@ -20,7 +20,9 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from xentests import cli_qualify
 from xentests import doctor as doctor_
+from xentests.bisect.command import bisect
 from xentests.errors import UsageError, XentestsError
 from xentests.lab.libvirt_driver import EMBED
 from xentests.lab.store import Store, default_cache_dir
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help=__doc__.split(":")[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+cli_qualify.register(app)
+app.command()(bisect)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 

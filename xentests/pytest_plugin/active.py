@@ -22,7 +22,7 @@ from xentests.pytest_plugin.harness import KEY, MAIN, Harness
 from xentests.pytest_plugin.needs import check_needs
 from xentests.pytest_plugin.settings import Settings
 from xentests.report import allure_results, records
-from xentests.report.run import Run, new_run, point_latest
+from xentests.report.run import UNCOLLECTED, Run, new_run, point_latest
 from xentests.report.verdict import Verdict
 from xentests.text import clean
 
@@ -44,6 +44,7 @@ def switch_on(config: pytest.Config, settings: Settings) -> None:
     except UsageError as error:
         raise pytest.UsageError(clean(str(error))) from error
     config.stash[KEY] = harness
+    harness.run.hold()
     copies = _redirect(config, harness.run)
     allure = config.pluginmanager.hasplugin("allure_pytest") or hasattr(config.option, "allure_report_dir")
     config.pluginmanager.register(_Collection(settings, harness), "xentests-collection")
@@ -109,6 +110,7 @@ class _Collection:
     def __init__(self, settings: Settings, harness: Harness | None = None) -> None:
         self._done = settings.done
         self._harness = harness
+        self._uncollected: list[str] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -124,8 +126,15 @@ class _Collection:
 
             check_needs(items, NAMES)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self._harness is not None:
+            first = (clean(str(report.longrepr), limit=1000).strip().splitlines() or [""])[-1]
+            self._uncollected.append(f"{report.nodeid}: {first}")
+            with contextlib.suppress(XentestsError):  # a full disk; _Books says so
+                self._harness.learn({UNCOLLECTED: self._uncollected})
+
     @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
-    def leave_out_done(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def pytest_leave_out_done(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         if self._done:
             done = [item for item in items if records.plain_nodeid(item.nodeid) in self._done]
             if done:

@@ -40,11 +40,19 @@ _POLICY = (
 )
 
 
-def build(run: Run, figures: Sequence[Figure] = (), *, say: Callable[[str], None] = lambda text: None) -> Path:
+def build(
+    run: Run,
+    figures: Sequence[Figure] = (),
+    *,
+    title: str = "",
+    history: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Make the HTML report of ``run`` in its ``report`` directory, anew, and return the page to open.
 
-    ``figures`` stand at its head. Raises UsageError (the run has no results) and LabError (Allure or Node is missing,
-    or Allure failed), each with the command that mends it.
+    ``figures`` stand at its head; ``history`` is Allure's file of earlier reports, which this one is added to. Raises
+    UsageError (the run has no results) and LabError (Allure or Node is missing, or Allure failed), each with the
+    command that mends it.
     """
     results = run.allure_results
     if not any(results.glob("*-result.json")):
@@ -56,7 +64,8 @@ def build(run: Run, figures: Sequence[Figure] = (), *, say: Callable[[str], None
     work.mkdir()
     try:
         config = work / "allurerc.json"
-        config.write_text(json.dumps(_config(run, figures, single=single)), encoding="utf-8")
+        options = _config(run, figures, title=title, history=history, single=single)
+        config.write_text(json.dumps(options), encoding="utf-8")
         made = work / "report"
         # The results are given as a glob pattern: relative, since a path of somebody's may hold a bracket.
         argv = [*command, "generate", "--config", config.resolve(), "--output", made.resolve(), results.name]
@@ -90,11 +99,12 @@ def allure_command(root: Path = ROOT) -> Sequence[str | Path]:
     return [node, script]
 
 
-def _config(run: Run, figures: Sequence[Figure], *, single: bool) -> dict[str, Any]:
+def _config(run: Run, figures: Sequence[Figure], *, title: str, history: Path | None, single: bool) -> dict[str, Any]:
     """Allure 3's configuration. What it does not set has defaults that need no network."""
     options = {"singleFile": single, "reportLanguage": "en", "groupBy": ["epic", "feature"]}
     return {
-        "name": f"{_name(run)} · {run.id}",
+        "name": f"{title or _name(run)} · {run.id}",
+        **({"historyPath": str(history.resolve())} if history else {}),
         "categories": {"rules": [{"id": group["name"], **group} for group in categories()]},
         "variables": {f"{figure.test}: {figure.name}": _said(figure) for figure in figures},
         "plugins": {"awesome": {"options": options}},

@@ -113,7 +113,7 @@ def _from_junit(run: Run) -> list[Record]:
             started = 0.0
         for case in suite.iter("testcase"):
             module, classes = _module_of(case.get("classname", ""))
-            nodeid = "::".join((f"{module}.py", *classes, plain_nodeid(case.get("name", ""))))
+            nodeid = plain_nodeid("::".join((f"{module}.py", *classes, case.get("name", ""))))
             properties = {item.get("name", ""): item.get("value", "") for item in case.iter("property")}
             verdict, message = _junit_verdict(case, properties)
             seconds = float(case.get("time", "0") or 0)

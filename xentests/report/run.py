@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +26,9 @@ _LONGEST = 120
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 SCHEMA = 1
 """The version of ``run.json`` and of the records; one that has none is of the time before versions, and the same."""
+
+UNCOLLECTED = "uncollected"
+"""The fact that lists files whose tests could not be collected, each with the error."""
 
 RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 """How runs are called."""
@@ -60,6 +64,21 @@ class Run:
     def manifest(self) -> Path:
         """What was run on what: see :meth:`write_manifest`."""
         return self.path / "run.json"
+
+    def hold(self) -> None:
+        """Say, to the end of this process, that it works on this run: see :meth:`wait_until_left`."""
+        with contextlib.suppress(OSError):  # a full disk: nobody waits, then
+            descriptor = os.open(self.path / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+    def wait_until_left(self) -> None:
+        """Wait until no process works on this run: workers outlive a pytest that was killed by as long as a test."""
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self.path / "alive", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            finally:
+                os.close(descriptor)
 
     def folder(self, nodeid: str) -> Path:
         """The folder of one test's logs and evidence; made by whoever first writes into it."""

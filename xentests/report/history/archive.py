@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ def add_run(engine: Engine, run: Run, *, qualification: str = "") -> int:
 
 
 def _started(run: Run, kept: Sequence[Record]) -> float:
-    if RUN_NAME.fullmatch(run.id):
+    with contextlib.suppress(ValueError):
         stamp = datetime.datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
         return stamp.timestamp()
     return min((record.started for record in kept), default=0.0)
@@ -181,12 +182,18 @@ def executions_of(engine: Engine, qualification: str = "", *, run: str = "", fig
 
 
 def _select(engine: Engine, wanted: ColumnElement[bool], *, figures: bool) -> list[Execution]:
-    query = select(*_COLUMNS).join(RUNS).where(wanted).order_by(EXECUTIONS.c.started.desc(), EXECUTIONS.c.id.desc())
+    query = (
+        select(*_COLUMNS)
+        .select_from(EXECUTIONS)
+        .join(RUNS)
+        .where(wanted)
+        .order_by(EXECUTIONS.c.started.desc(), EXECUTIONS.c.id.desc())
+    )
     with engine.connect() as connection:
         found = connection.execute(query).all()
         measured: dict[int, dict[str, float]] = {}
         if figures:
-            of = select(FIGURES).join(EXECUTIONS).join(RUNS).where(wanted)
+            of = select(FIGURES).select_from(FIGURES).join(EXECUTIONS).join(RUNS).where(wanted)
             for number, name, value in connection.execute(of):
                 measured.setdefault(number, {})[name] = value
     return [_execution(row, measured.get(row.id, {})) for row in found]
@@ -203,6 +210,7 @@ def durations(engine: Engine, arch: str) -> dict[str, float]:
     """How long each test took when it last ran on ``arch``, whatever the release: for the time that is left."""
     query = (
         select(EXECUTIONS.c.nodeid, EXECUTIONS.c.seconds)
+        .select_from(EXECUTIONS)
         .join(RUNS)
         .where(RUNS.c.arch == arch)
         .order_by(EXECUTIONS.c.started)

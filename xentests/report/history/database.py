@@ -20,7 +20,7 @@ from alembic.util import CommandError
 from filelock import FileLock
 from platformdirs import user_data_path
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from xentests.errors import LabError, UsageError
 
@@ -56,8 +56,6 @@ def opened(where: str) -> Iterator[Engine]:
         raise UsageError(f"history {where}: {error}") from error
     except DBAPIError as error:
         raise LabError(f"history {shown(where)}: {_first_line(error.orig)}{_advice(path)}") from error
-    except SQLAlchemyError as error:
-        raise LabError(f"history {shown(where)}: {_first_line(error)}{_advice(path)}") from error
     finally:
         engine.dispose()
 

@@ -5,6 +5,7 @@ Nothing here knows a test, a run or a release.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,18 +49,20 @@ def rate(failed: int, runs: int) -> Rate:
 
 def fails_more(failed: int, runs: int, *, than: tuple[int, int]) -> float:
     """p that ``failed`` of ``runs`` comes from no higher a rate than ``than`` (failed, runs): Fisher's exact test."""
+    import numpy as np  # noqa: PLC0415
     from scipy.stats import fisher_exact  # noqa: PLC0415
 
     before, runs_before = than
-    table = [[failed, runs - failed], [before, runs_before - before]]
+    table = np.array([[failed, runs - failed], [before, runs_before - before]])
     return float(fisher_exact(table, alternative="greater").pvalue)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Two samples of a figure beside each other. ``p`` is None where there are too few values to tell.
+    """Two samples of a figure beside each other.
 
-    ``change`` is that of the medians, as a part of ``before``'s; None where that is 0.
+    ``change`` is that of the medians, as a part of ``before``'s; None where that is 0. ``p`` is None where there are
+    too few values to tell, or the medians differ too little to matter.
     """
 
     now: float
@@ -69,15 +72,20 @@ class Change:
     values: tuple[int, int]
 
     @property
+    def small(self) -> bool:
+        """Whether the medians differ by less than anybody would look into."""
+        return self.now == self.before if self.change is None else abs(self.change) < SMALLEST_CHANGE
+
+    @property
     def significant(self) -> bool:
         """Whether the two differ, by the test and by enough to matter."""
-        if self.p is None or self.p >= SIGNIFICANT:
-            return False
-        return self.change is None or abs(self.change) >= SMALLEST_CHANGE
+        return self.p is not None and self.p < SIGNIFICANT
 
     def __str__(self) -> str:
         moved = f"{100 * self.change:+.1f} %" if self.change is not None else f"from {self.before:g} to {self.now:g}"
         of = f"medians of {self.values[0]} and {self.values[1]} values"
+        if self.small:
+            return f"{moved}, {of}: no change to look into"
         if self.p is None:
             return f"{moved}, {of}: too few to tell from noise"
         verdict = "a change" if self.significant else "within noise"
@@ -93,11 +101,9 @@ def compare(now: Sequence[float], before: Sequence[float]) -> Change:
         raise ValueError("a figure is compared with values of its own on both sides")
     medians = statistics.median(now), statistics.median(before)
     change = medians[0] / medians[1] - 1 if medians[1] else None
-    p = None
-    if min(len(now), len(before)) >= FEWEST:
-        from scipy.stats import mannwhitneyu  # noqa: PLC0415
+    found = Change(*medians, change, None, (len(now), len(before)))
+    if found.small or min(found.values) < FEWEST:
+        return found
+    from scipy.stats import mannwhitneyu  # noqa: PLC0415
 
-        # Figures that repeat to the digit, as the deterministic machine's do, have no order to test.
-        constant = len({*now, *before}) == 1
-        p = 1.0 if constant else float(mannwhitneyu(now, before, alternative="two-sided").pvalue)
-    return Change(*medians, change, p, (len(now), len(before)))
+    return dataclasses.replace(found, p=float(mannwhitneyu(now, before, alternative="two-sided").pvalue))
