@@ -195,6 +195,15 @@ def test_a_suite_that_cannot_be_collected_leaves_it_open(small: World) -> None:
     assert any("could not be collected: suites/area/test_it.py: " in reason for reason in found.reasons)
 
 
+def test_a_profile_that_selects_nothing_leaves_it_open(small: World) -> None:
+    """Keywords that match no test are a hole, not a pass."""
+    profile = small.folder / "none.toml"
+    profile.write_text('[[job]]\nsuite = "area"\nkeywords = "no_such_test"\n')
+    found = small.qualify(arches=("amd64",), profile=str(profile))
+    assert found.answer is Answer.UNDECIDED
+    assert "no test was selected" in found.reasons[0]
+
+
 def test_a_test_that_kills_its_worker_is_broken_once(small: World) -> None:
     """A process that dies over a test does not come back to it, and the others run."""
     (small.area / "test_dies.py").write_text("import os\ndef test_dies():\n    os._exit(7)\n")

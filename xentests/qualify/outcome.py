@@ -75,7 +75,7 @@ def judge(qualification: Qualification, engine: Engine, states: Sequence[State],
         assemble.asked_now(plan.id, plan.release, baseline.name, plan.profile, plan.started),
         now,
         known,
-        tested=[tested for job in qualification.jobs for tested in _tested(qualification, job)][:50],
+        tested=[tested for job in qualification.jobs for tested in _tested(qualification, job)],
         jobs=[_job(state, progress[state.job.name], qualification) for state in states],
         not_tested=_not_tested(qualification, root),
     )

@@ -56,6 +56,7 @@ def run(qualification: Qualification, lock: int, *, watch: Watch, root: Path) ->
     Ends by KeyboardInterrupt, with no pytest of its own left, when it is interrupted.
     """
     states = [State(job) for job in qualification.jobs]
+    room = psutil.virtual_memory().available / (1 << 30) - _SPARE_GIB
     for state in states:
         progress = qualification.progress(state.job)
         state.ended = progress.ended
@@ -66,7 +67,7 @@ def run(qualification: Qualification, lock: int, *, watch: Watch, root: Path) ->
             for state in states:
                 if state.running:
                     _look_at(qualification, state)
-            _start_what_fits(qualification, states, lock, root)
+            _start_what_fits(qualification, states, room, lock, root)
             watch(states)
             _nap(states)
     finally:
@@ -83,15 +84,14 @@ def _nap(states: list[State]) -> None:
             running[0].wait(0.5)
 
 
-def _start_what_fits(qualification: Qualification, states: list[State], lock: int, root: Path) -> None:
+def _start_what_fits(qualification: Qualification, states: list[State], room: float, lock: int, root: Path) -> None:
+    """``room``: GiB that were free before any of them ran. A job that is alone is started whatever it needs."""
     for state in states:
         if state.ended or state.running:
             continue
         busy = [other.job.part for other in states if other.running]
         cores = sum(part.workers for part in busy) + state.job.part.workers
-        room = psutil.virtual_memory().available / (1 << 30) - _SPARE_GIB
-        # What runs already may still grow to what it was given.
-        memory = sum(part.memory_gib for part in busy) / 2 + state.job.part.memory_gib
+        memory = sum(part.memory_gib for part in busy) + state.job.part.memory_gib
         if busy and (cores > (os.cpu_count() or 1) or memory > room):
             return
         _start(qualification, state, lock, root)
@@ -139,7 +139,9 @@ def _look_at(qualification: Qualification, state: State) -> None:
     state.seconds += took
     progress = qualification.progress(state.job)
     state.ended = progress.ended
-    if progress.uncollected and not state.problem:
+    if state.ended and not progress.selected:
+        state.problem = f"no test was selected by {' '.join(state.job.argv(Path('DIR')))}"
+    if progress.uncollected:
         state.problem = _uncollected(progress.uncollected)
     if not state.ended and not state.problem and state.tries >= ATTEMPTS:
         state.problem = f"its pytest ended with {_said(code)}, {state.tries} times; see {state.log}"

@@ -30,7 +30,6 @@ from xentests.report.qualification.model import (
 from xentests.report.qualification.quarantine import Entry
 from xentests.report.qualification.rules import Judgement, Past
 from xentests.report.records import Record
-from xentests.report.verdict import Verdict
 
 _HISTORY = 7
 _POINTS = 30
@@ -178,6 +177,7 @@ def _row(
         theirs[0].run if theirs else "",
         [each.verdict for each in before.get(now.key, [])[:_HISTORY]],
         str(judgement.rate) if judgement.rate else "",
+        record.started if record else 0.0,
     )
 
 
@@ -226,11 +226,3 @@ def _baseline_rows(baseline: Mapping[Key, list[Execution]], arches: set[str]) ->
 def asked_now(id_: str, release: str, baseline: str, profile: str, started: float) -> Asked:
     """What a report that ends now is of."""
     return Asked(id_, release, baseline, profile, started, time.time())
-
-
-def verdicts_of(rows: Sequence[Row]) -> dict[Verdict | None, int]:
-    """How many rows have each verdict."""
-    counts: dict[Verdict | None, int] = defaultdict(int)
-    for row in rows:
-        counts[row.verdict] += 1
-    return dict(counts)

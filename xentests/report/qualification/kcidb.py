@@ -14,7 +14,7 @@ from kcidb_io import schema
 
 from xentests.errors import LabError
 from xentests.report.qualification.model import Qualification, Row, Tested
-from xentests.report.run import RUN_NAME, folder_name
+from xentests.report.run import folder_name
 from xentests.report.verdict import Verdict
 from xentests.text import clean
 
@@ -137,8 +137,8 @@ def _test(made: Qualification, row: Row, origin: str) -> dict[str, Any]:
         test["log_excerpt"] = clean(row.message, limit=_EXCERPT)
     if row.verdict is not None:
         test["duration"] = row.seconds
-        if started := _run_started(row.run):
-            test["start_time"] = started
+        if row.started:
+            test["start_time"] = _time(row.started)
     return test
 
 
@@ -152,18 +152,6 @@ def path(nodeid: str) -> str:
     if bracket:
         parts.append(parameters.removesuffix("]"))
     return ".".join(["xen", *(_PART.sub("_", part.removeprefix("test_")) or "_" for part in parts)])
-
-
-def _run_started(run: str) -> str | None:
-    """When the test's run began, which its name says: a row does not know when its test did."""
-    name = run.rstrip("/").rpartition("/")[2]
-    if RUN_NAME.fullmatch(name) is None:
-        return None
-    try:
-        at = datetime.datetime.strptime(name[:15], "%Y%m%d-%H%M%S")
-    except ValueError:
-        return None
-    return at.replace(tzinfo=datetime.UTC).isoformat()
 
 
 def _time(seconds: float) -> str:

@@ -45,6 +45,7 @@ class Row(msgspec.Struct, frozen=True):
     baseline_run: str = ""
     history: list[Verdict] = []
     rate: str = ""
+    started: float = 0.0
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Qualification(msgspec.Struct, frozen=True):
-    """The whole report. ``baseline`` is empty when there was none; ``baseline_cells`` has its feature matrix."""
+    """The whole report. ``baseline`` is empty when there was none; ``baseline_rows`` are its newest verdicts."""
 
     schema: int
     id: str
