@@ -19,13 +19,14 @@ class Account:
         self._verdict = Verdict.PASSED
         self._message = ""
 
-    def add(self, report: pytest.TestReport, verdict: Verdict, *, began: float) -> None:
-        """A phase has ended: its report, cleaned, and its verdict."""
+    def add(self, report: pytest.TestReport, verdict: Verdict, *, began: float, note: str = "") -> None:
+        """A phase has ended: its report, cleaned, its verdict, and what is to be known before its message."""
         self._began = began if self._began is None else self._began
         self._seconds += report.duration
         heavier = worst((self._verdict, verdict))
         if heavier is not self._verdict:
-            self._message = _message(report)
+            message = _message(report)
+            self._message = display(f"{note}\n{message}" if note else message, limit=MESSAGE_LIMIT)
         self._verdict = heavier
 
     def record(self, item: pytest.Item, *, title: str, evidence: str) -> Record:
@@ -56,4 +57,4 @@ def _message(report: pytest.TestReport) -> str:
     else:
         crash = getattr(report.longrepr, "reprcrash", None)
         text = crash.message if crash is not None else str(report.longrepr or "")
-    return display(text, limit=MESSAGE_LIMIT)
+    return text

@@ -14,18 +14,20 @@ from pathlib import Path
 import pytest
 
 from xentests.errors import LabError, XentestsError
+from xentests.host import double_interrupt
 from xentests.pytest_plugin.account import Account
 from xentests.pytest_plugin.cleaning import clean_report
 from xentests.pytest_plugin.harness import Harness
 from xentests.pytest_plugin.verdicts import verdict_of
 from xentests.report import allure_results, figures, junit, records
 from xentests.report.allure_results import Subject
-from xentests.report.evidence import CONSOLE, Evidence
+from xentests.report.evidence import CONSOLE, GUEST_LOGS, Evidence
 from xentests.report.run import file_name
 from xentests.report.verdict import FINDINGS, Verdict, worst
 from xentests.text import clean, tail
 
 _CONSOLE_LINES = 20
+_LOG_LIMIT = 4 << 20
 _VERDICTS = pytest.StashKey[list[Verdict]]()
 _ACCOUNT = pytest.StashKey[Account]()
 ATTRIBUTE = "xen_verdict"
@@ -115,6 +117,9 @@ class Phases:
         if verdict in (Verdict.FAILED, Verdict.BROKEN):
             _hide_plumbing()
             evidence = self._evidence(item, call.when)
+        emulator = _emulators_fault(evidence) if verdict is Verdict.FAILED else ""
+        if emulator:
+            verdict = Verdict.BROKEN
         report = yield
         if hasattr(report, "wasxfail") or report.passed:
             expected = Verdict.KNOWN if hasattr(report, "wasxfail") else Verdict.SKIPPED
@@ -124,13 +129,15 @@ class Phases:
         if verdict not in (Verdict.PASSED, Verdict.SKIPPED, Verdict.KNOWN):
             setattr(report, ATTRIBUTE, str(verdict))
             _add_property(item, report, f"{junit.PROPERTY}{call.when}", str(verdict))
+        if emulator:
+            report.sections.append(("broken, not failed", emulator))
         if evidence:
             _add_property(item, report, f"evidence.{call.when}", str(evidence[0].folder.parent))
         for taken in evidence:
             report.sections.append((f"evidence of {taken.host}", _summary(taken)))
         clean_report(report)
         item.stash[_VERDICTS].append(verdict)
-        item.stash[_ACCOUNT].add(report, verdict, began=call.start)
+        item.stash[_ACCOUNT].add(report, verdict, began=call.start, note=emulator)
         if self._allure:
             self._tell_allure(item, report, evidence)
         if report.when == "call":
@@ -233,6 +240,15 @@ def _hide_plumbing() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(("xentests.", "allure_commons.")):
             vars(module).setdefault("__tracebackhide__", lambda error: isinstance(error.value, XentestsError))
+
+
+def _emulators_fault(evidence: list[Evidence]) -> str:
+    """Why it was QEMU that killed a guest, if it was: read from the guests' consoles."""
+    for taken in evidence:
+        for path in taken.files:
+            if path.name == GUEST_LOGS and (found := double_interrupt.find(taken.text(path, limit=_LOG_LIMIT))):
+                return f"{taken.host}: {found}"
+    return ""
 
 
 def _add_property(item: pytest.Item, report: pytest.TestReport, name: str, value: str) -> None:

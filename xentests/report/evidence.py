@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 MISSING = "MISSING.txt"
 CONSOLE = "console.log"
+GUEST_LOGS = "var-log-xen.txt"
 DEBUG_KEYS = "0rqd"
 """dom0's registers, run queues, domains, registers of all pCPUs (xen/common/keyhandler.c, arch/x86/traps.c)."""
 
@@ -43,7 +44,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "xen-cpuid.txt": ("sh", "-c", 'test ! -x "$0" || exec "$0" -p', "/usr/lib/xentests/xen/bin/xen-cpuid"),
     "processes.txt": ("ps", "-eo", "pid,ppid,stat,wchan:20,rss,etimes,args"),
     # xl's logs, xenstored's, the device models' and the guests' consoles (console/guest-NAME.log).
-    "var-log-xen.txt": ("find", "/var/log/xen", "-type", "f", "-exec", "tail", "-v", "-c", _LOG_BYTES, "{}", "+"),
+    GUEST_LOGS: ("find", "/var/log/xen", "-type", "f", "-exec", "tail", "-v", "-c", _LOG_BYTES, "{}", "+"),
 }
 
 
