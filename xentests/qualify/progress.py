@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from xentests.qualify.plan import Progress, Qualification
 from xentests.qualify.profile import Job
@@ -92,7 +93,8 @@ class Display:
             if record.verdict in _BAD and (name, record.nodeid) not in self._said:
                 self._said.add((name, record.nodeid))
                 first = (record.message.splitlines() or [""])[0][:300]
-                self._console.print(f"{record.verdict}: {state.job.arch} {record.nodeid}: {first}", markup=False)
+                said = f"{record.verdict}: {state.job.arch} {record.nodeid}: {first}"
+                self._console.print(said, markup=False, soft_wrap=True)
         phase = _phase(state)
         if self._phase.get(name) != phase and phase != "waits":
             self._phase[name] = phase
@@ -100,14 +102,12 @@ class Display:
                 self._console.print(f"{name}: {phase}{_counts(progress) if phase != 'runs' else ''}", markup=False)
         self._phase[name] = phase
 
-    def _table(self, states: list[State], progress: Mapping[str, Progress]) -> Table:
+    def _table(self, states: list[State], progress: Mapping[str, Progress]) -> Group:
         lefts = [self._expected.left_s(state, progress[state.job.name]) for state in states]
         known = [left for left in lefts if left is not None]
         total = f"{clock(sum(known))}{' or more' if len(known) < len(lefts) else ''}" if known else "not known yet"
-        table = Table(
-            title=f"{self._qualification.plan.release}, profile {self._qualification.plan.profile}: {total} left",
-            title_justify="left",
-        )
+        plan = self._qualification.plan
+        table = Table()
         for name in ("job", "", "done", "bad", "took", "left"):
             table.add_column(name, no_wrap=True)
         for state, left in zip(states, lefts, strict=True):
@@ -122,7 +122,7 @@ class Display:
                 clock(took) if took else "",
                 "" if state.ended else clock(left) if left is not None else "?",
             )
-        return table
+        return Group(Text(f"{plan.release}, profile {plan.profile}: {total} left", no_wrap=True), table)
 
 
 def _phase(state: State) -> str:
