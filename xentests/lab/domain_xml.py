@@ -6,6 +6,7 @@ instruction counting), QEMU's own options are passed through in the ``qemu:`` na
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,12 +82,19 @@ def stick_file(number: int) -> str:
 
 
 def domain_xml(
-    *, name: str, machine: Machine, boot: BootFiles, files: DomainFiles, accelerator: str = "tcg", emulator: str = ""
+    *,
+    name: str,
+    machine: Machine,
+    boot: BootFiles,
+    files: DomainFiles,
+    accelerator: str = "tcg",
+    emulator: str = "",
+    qemu: str = "",
 ) -> str:
     """The domain XML of one host, indented and ending in a newline.
 
-    ``accelerator`` is ``tcg`` or ``kvm``; ``emulator`` the QEMU binary, libvirt's choice when empty. Raises
-    :class:`UsageError` for a path that QEMU's options cannot carry.
+    ``accelerator`` is ``tcg`` or ``kvm``; ``emulator`` the QEMU binary, libvirt's choice when empty; ``qemu`` its
+    version, empty for one without faults. Raises :class:`UsageError` for a path that QEMU's options cannot carry.
     """
     kvm = accelerator == "kvm"
     root = ET.Element("domain", {"type": "kvm" if kvm else "qemu"})
@@ -102,13 +110,14 @@ def domain_xml(
         _text(os_, "initrd", _modules(machine, boot))
     _text(os_, "cmdline", machine.xen_command_line)
     _features(root, machine, kvm=kvm)
-    _cpu(root, machine, kvm=kvm)
+    model = _cpu_model(machine, qemu)
+    _cpu(root, machine, model, kvm=kvm)
     ET.SubElement(root, "clock", {"offset": "utc"})
     # A reset is a reboot of Xen; nothing but our own `quit` ends the machine.
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "preserve")):
         _text(root, event, action)
     _devices(root, machine, files, emulator)
-    _qemu_options(root, machine, boot, files)
+    _qemu_options(root, machine, model, boot, files)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"
 
@@ -141,11 +150,22 @@ def _features(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
         _text(ET.SubElement(features, "tcg"), "tb-cache", str(_TCG_CACHE_MIB), unit="MiB")
 
 
-def _cpu(root: ET.Element, machine: Machine, *, kvm: bool) -> None:
+def _cpu_model(machine: Machine, qemu: str) -> str:
+    """``machine.cpu_model`` without what this QEMU executes wrongly (docs/decisions/30-died-of-qemu.md).
+
+    The IOMMU is left with it: Xen switches VT-d off on a CPU that has no CMPXCHG16B.
+    """
+    before_8 = re.match(r"[1-7]\.", qemu) is not None
+    if machine.arch == "amd64" and before_8 and not machine.iommu and "cx16" not in machine.cpu_model:
+        return f"{machine.cpu_model},-cx16"
+    return machine.cpu_model
+
+
+def _cpu(root: ET.Element, machine: Machine, cpu_model: str, *, kvm: bool) -> None:
     if kvm:
         ET.SubElement(root, "cpu", {"mode": "host-passthrough", "check": "none"})
         return
-    model, *changes = machine.cpu_model.split(",")
+    model, *changes = cpu_model.split(",")
     if model == "max":  # no model to libvirt, but a mode
         cpu = ET.SubElement(root, "cpu", {"mode": "maximum", "check": "none"})
     else:
@@ -234,7 +254,7 @@ def _short(path: Path) -> str:
     return str(path)
 
 
-def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: DomainFiles) -> None:
+def _qemu_options(root: ET.Element, machine: Machine, cpu_model: str, boot: BootFiles, files: DomainFiles) -> None:
     ET.register_namespace("qemu", QEMU_NS)
     line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
 
@@ -247,8 +267,8 @@ def _qemu_options(root: ET.Element, machine: Machine, boot: BootFiles, files: Do
         option("-machine", f"virtualization=on,gic-version={machine.gic_version}")
         option("-device", _loader(_ARM64_KERNEL_AT, "kernel", boot.kernel, machine.dom0_command_line))
         option("-device", _loader(_ARM64_INITRD_AT, "initrd", boot.initrd))
-    if "=" in machine.cpu_model:
-        option("-cpu", machine.cpu_model)
+    if "=" in cpu_model:
+        option("-cpu", cpu_model)
     if machine.iommu:
         option("-device", f"{machine.iommu}-iommu")
     for number in range(machine.pci_nics):

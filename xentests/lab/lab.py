@@ -278,6 +278,7 @@ class Lab:
                 files=files,
                 accelerator=self.accelerator,
                 emulator=str(emulator.path) if emulator else "",
+                qemu=self._versions_of(plan.machine)["QEMU"],
             )
             handle = self._connection.create(xml)
             undo.callback(handle.destroy)
@@ -323,8 +324,16 @@ class Lab:
         nowhere = Path("/template")
         files = DomainFiles(disk=nowhere, console_log=nowhere, sockets=nowhere, memory=nowhere)
         boot = BootFiles(nowhere, nowhere, nowhere)
-        xml = domain_xml(name="template", machine=machine, boot=boot, files=files, accelerator=self.accelerator)
-        return key_of(image.digest, xml, repr(machine), self._versions_of(machine), template.outer_cpu(), *more)
+        versions = self._versions_of(machine)
+        xml = domain_xml(
+            name="template",
+            machine=machine,
+            boot=boot,
+            files=files,
+            accelerator=self.accelerator,
+            qemu=versions["QEMU"],
+        )
+        return key_of(image.digest, xml, repr(machine), versions, template.outer_cpu(), *more)
 
     def _take_standby(self, source: Template, name: str, log_dir: Path) -> Domain | None:
         with self._lock:
