@@ -80,8 +80,12 @@ def test_a_machine_that_does_not_fit_is_refused_with_the_figures(session: Sessio
 
 
 def test_a_damaged_template_is_made_anew_once_and_this_is_said(session: Session, runs: Path) -> None:
-    """One flipped byte of RAM in the store: the next run notices, says so, rebuilds, and its host works."""
-    original = session.template().entry
+    """One flipped byte of RAM in the store: the next run notices, says so, rebuilds, and its host works.
+
+    The template is one that no other test uses: they run beside this one, and would miss it while it is made anew.
+    """
+    machine = Machine("amd64", dom0_args=("xentests=damaged",))
+    original = session.template(machine).entry
     ram = original.file(template.RAM)
     with ram.open("r+b") as file:
         file.seek(8 << 20)
@@ -89,9 +93,11 @@ def test_a_damaged_template_is_made_anew_once_and_this_is_said(session: Session,
         file.seek(8 << 20)
         file.write(bytes([byte[0] ^ 0x40]))
     code = (
-        "import sys; from pathlib import Path; from xentests.session import Options, Session\n"
+        "import sys; from pathlib import Path; from xentests.lab.machine import Machine\n"
+        "from xentests.session import Options, Session\n"
         "with Session(Options(run_dir=Path(sys.argv[1])), say=print) as session:\n"
-        "    host = session.clone(session.template(), name='after', log_dir=Path(sys.argv[1]) / 'after')\n"
+        f"    template = session.template({machine!r})\n"
+        "    host = session.clone(template, name='after', log_dir=Path(sys.argv[1]) / 'after')\n"
         "    print('answered', host.succeed('echo', 'yes').text)\n"
     )
     argv = [sys.executable, "-c", code, str(runs / "damaged")]

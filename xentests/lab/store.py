@@ -138,10 +138,9 @@ class Store:
             entry = self._usable(kind, key, what)
             if entry is not None:
                 return entry
-            rebuilt = path.exists()
-            if rebuilt:
+            if path.exists():
+                # It stays until the new one takes its place: others may be reading what is sound of it.
                 self._say(f"{what}: the cached copy in {path} was damaged and is made anew")
-                shutil.rmtree(path)
             self._build(path, build, what)
             entry = self._usable(kind, key, what)
             if entry is None:
@@ -190,6 +189,7 @@ class Store:
 
     def _build(self, path: Path, build: Builder, what: str) -> None:
         temporary = path.parent / f".tmp-{path.name}-{os.getpid()}-{time.monotonic_ns()}"
+        damaged = temporary.with_name(f"{temporary.name}-gone")
         temporary.mkdir()
         try:
             about = dict(build(temporary) or {})
@@ -201,6 +201,8 @@ class Store:
             data = {"what": what, "created_s": time.time(), "files": files, "about": about}
             (temporary / MANIFEST).write_text(json.dumps(data, indent=1, sort_keys=True))
             (temporary / _USED).touch()
+            if path.exists():
+                path.rename(damaged)
             temporary.rename(path)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -208,6 +210,7 @@ class Store:
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(damaged, ignore_errors=True)
 
     def _usable(self, kind: str, key: str, what: str) -> Entry | None:
         path = self._path(kind, key)
