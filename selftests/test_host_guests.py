@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pexpect.socket_pexpect import SocketSpawn  # noqa: TID251 - to have it read as it does now and then
 
 from selftests.fakes import FakeDomain, FakeImage
 from xentests.errors import HypervisorCrash, LabError, LabFull, UsageError
@@ -219,6 +220,24 @@ def test_dialogue_that_gets_no_answer(console: GuestConsole) -> None:
         console.expect("(")
     with pytest.raises(UsageError, match="one line at a time"):
         console.run("a\nb")
+
+
+def test_dialogue_with_no_time_left_of_a_slice(console: GuestConsole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pexpect reads with exactly 0.0 s left now and then: a socket then answers that it would have to wait."""
+    read = SocketSpawn.read_nonblocking
+    none_left = iter([True] * 50)
+    refused = []
+
+    def read_with_no_time(spawn: SocketSpawn[bytes], size: int, timeout: float) -> bytes:
+        try:
+            return read(spawn, size, 0.0 if next(none_left, False) else timeout)
+        except BlockingIOError:
+            refused.append(timeout)
+            raise
+
+    monkeypatch.setattr(SocketSpawn, "read_nonblocking", read_with_no_time)
+    assert console.run("sleep 0.3; echo hello").text == "hello\n"
+    assert refused
 
 
 def test_dialogue_that_breaks_off(console: GuestConsole, played: PlayedGuest) -> None:

@@ -96,7 +96,8 @@ class GuestConsole:
             self._host.console.check()
             try:
                 spawn.expect(regex, timeout=min(_SLICE_S, deadline.left_s))
-            except pexpect.TIMEOUT as error:
+            except (pexpect.TIMEOUT, BlockingIOError) as error:
+                # pexpect reads with what is left of its time, and 0.0 is a socket's word for not to block at all.
                 if deadline.passed:
                     raise self._failure(f"{pattern!r} did not come on its console within {deadline}") from error
             except (pexpect.EOF, OSError) as error:
