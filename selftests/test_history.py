@@ -80,6 +80,14 @@ def test_what_goes_in_comes_out(where: str, tmp_path: Path) -> None:
         assert archive.executions_of(engine, run=run.id) == found == archive.executions_of(engine, "q")
 
 
+def test_the_harness_own_tests_are_nobodys(tmp_path: Path) -> None:
+    """They are run on a release, and are not about it."""
+    own = Record("selftests/vm/test_x.py::test_y", Verdict.FAILED, 1.0, 1.0)
+    run = made(tmp_path, "20260101-000000-abcdef", record("test_x"), own)
+    with database.opened(str(tmp_path / "history.sqlite")) as engine:
+        assert archive.add_run(engine, run) == 1
+
+
 def test_again_is_no_harm(where: str, tmp_path: Path) -> None:
     """A run that goes in again takes its own place."""
     run = made(tmp_path, "20260101-000000-bbbbbb", record("test_x", size=1), release="again")

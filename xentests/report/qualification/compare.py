@@ -114,20 +114,39 @@ def as_json(found: Comparison) -> str:
 
 def show(found: Comparison, out: Console) -> None:
     """As two tables: verdicts that differ, figures that changed."""
+    both = [each for each in found.differences if each.first and each.second]
+    only = [sum(1 for each in found.differences if side(each) is None) for side in (_first, _second)]
     out.print(
-        f"{found.first} and {found.second}: {found.same} tests with equal verdicts, {len(found.differences)} others",
+        f"{found.first} and {found.second}: {found.same} tests with equal verdicts, {len(both)} with others; {only[1]} "
+        f"only in {found.first}, {only[0]} only in {found.second}",
         markup=False,
+        soft_wrap=True,
     )
-    if found.differences:
-        table = Table("test", "arch", escape(found.first), escape(found.second))
-        for each in found.differences:
+    if both:
+        table = _table("test", "arch", escape(found.first), escape(found.second))
+        for each in both:
             where = " ".join(filter(None, (each.arch, each.variant)))
-            table.add_row(escape(each.nodeid), escape(where), str(each.first or ""), str(each.second or ""))
+            table.add_row(escape(each.nodeid), escape(where), str(each.first), str(each.second))
         out.print(table)
     changed = [figure for figure in found.figures if figure.changed]
     out.print(f"{len(found.figures)} figures on both sides, {len(changed)} changed", markup=False)
     if changed:
-        table = Table("test", "arch", "figure", "change")
+        table = _table("test", "arch", "figure", "change")
         for figure in changed:
             table.add_row(escape(figure.nodeid), figure.arch, escape(figure.name), escape(figure.says))
         out.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _first(difference: Difference) -> Verdict | None:
+    return difference.first
+
+
+def _second(difference: Difference) -> Verdict | None:
+    return difference.second
