@@ -221,4 +221,4 @@ def test_pytest_dies(world: World) -> None:
         "import os, signal\n\n\ndef test_dies():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     outcome = world.decide("good", "suites/area/test_dies.py")
-    assert (outcome.result, outcome.reason) == (Result.SKIP, "pytest was ended by SIGKILL")
+    assert (outcome.result, outcome.reason) == (Result.SKIP, "pytest ended with signal SIGKILL")

@@ -44,6 +44,7 @@ RANKS = {
     "xentests.bench_guests": 6,
     "xentests.bench_migration": 6,
     "xentests.shell": 6,
+    "xentests.pytest_process": 0,
     "xentests.qualify": 6,
     "xentests.bisect": 6,
     "xentests.cli_qualify": 7,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from selftests.project import ROOT
 from xentests.errors import LabError, UsageError
 from xentests.report import allure_results, junit
 from xentests.report.allure_results import subject_of
@@ -187,3 +191,20 @@ def test_display_is_idempotent() -> None:
     assert display(once, limit=10_000) == once
     assert len(once) < 10_200
     assert "49000 characters cut" in once
+
+
+def test_who_works_on_a_run_is_waited_for(tmp_path: Path) -> None:
+    """A process that holds a run, and is killed, holds it no more."""
+    run = new_run(tmp_path)
+    code = "import sys; from pathlib import Path; from xentests.report.run import Run; Run(Path(sys.argv[1])).hold();"
+    argv = [sys.executable, "-c", f"{code} print('holds', flush=True); sys.stdin.read()", str(run.path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"holds\n"
+        waiting = threading.Thread(target=run.wait_until_left)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        holder.kill()
+        waiting.join(10)
+        assert not waiting.is_alive()

@@ -6,14 +6,9 @@ not build, what broke in the lab and what was not run says nothing of the commit
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +17,7 @@ from pathlib import Path
 from xentests.bisect.tree import Commit, Worktree
 from xentests.deadline import Deadline, time_scale
 from xentests.errors import LabError, UsageError
+from xentests.pytest_process import PytestProcess, said
 from xentests.report import records
 from xentests.report.html import ROOT
 from xentests.report.records import Record
@@ -32,14 +28,12 @@ from xentests.text import clean
 LIMIT_S = 600.0
 """Of one step: build, boot and test."""
 
-_PATIENCE_S = 60.0  # for an interrupted pytest to end its build and its machines
 _REASON_LIMIT = 200
 _NO_BUILD = re.compile(r"([\w.]+\.)?BuildFailed\b")
 _WRONG_CALL = re.compile(r"([\w.]+\.)?UsageError\b")
 _NO_TEST = re.compile(r"^ERROR: (not found|file or directory not found): .*", re.MULTILINE)
 _ERROR = re.compile(r"^(?:E {3}|ERROR: )(.*\S)", re.MULTILINE)
 _UNEXPECTED_PASS = "[XPASS(strict)]"
-_STATUS = {2: "interrupted, or a test that cannot be collected", 3: "internal error", 4: "wrong call"}
 
 
 class Result(enum.StrEnum):
@@ -143,27 +137,17 @@ class PytestRunner:
         words = self._question.argv(self._worktree.path)
         options = ["-q", "--xen-artifacts", str(folder), "-p", "no:cacheprovider"]
         deadline = Deadline(self._limit_s)
-        try:
-            with (folder / "pytest.log").open("wb") as log:
-                process = subprocess.Popen(
-                    # Ended as by Ctrl-C when this process dies, however that is.
-                    ["setpriv", "--pdeathsig", "INT", "--", sys.executable, "-m", "pytest", *words, *options],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=self._root,
-                    env=None if self._environment is None else dict(self._environment),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise LabError(f"pytest does not start: {error}") from error
+        process = PytestProcess(
+            [*words, *options], cwd=self._root, log=folder / "pytest.log", environment=self._environment
+        )
         try:
             while not deadline.passed:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(min(1.0, deadline.left_s))
+                code = process.wait(min(1.0, deadline.left_s))
+                if code is not None:
+                    return code
             return None
         finally:
-            _end(process)
+            process.end()
 
     def _read(self, folder: Path, code: int | None) -> Outcome:
         log = clean((folder / "pytest.log").read_bytes())
@@ -229,21 +213,6 @@ def _line(text: str, *, after: str = "") -> str:
 
 
 def _why(code: int, log: str) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"pytest was ended by {signal.Signals(-code).name}"
     error = _ERROR.search(log)
-    said = f": {error.group(1)[:_REASON_LIMIT]}" if error else ""
-    return f"pytest ended with {code} ({_STATUS.get(code, 'unknown')}){said}"
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End pytest if it still runs: asked first, since it then ends its build and its machines; then its whole group."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE_S * time_scale())
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    why = f": {error.group(1)[:_REASON_LIMIT]}" if error else ""
+    return f"pytest ended with {said(code)}{why}"

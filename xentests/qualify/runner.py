@@ -5,11 +5,7 @@ Each job is a pytest of its own, in a session of its own, that is ended when thi
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from xentests.deadline import time_scale
 from xentests.errors import LabError
+from xentests.pytest_process import PytestProcess, said
 from xentests.qualify.plan import ATTEMPTS, Qualification
 from xentests.qualify.profile import Job
-
-_PATIENCE_S = 60.0
-"""How long an interrupted pytest has to collect its evidence and end its machines."""
 
 _SPARE_GIB = 1.0
 
@@ -33,7 +26,7 @@ class State:
     """One job while the qualification runs. ``problem`` is why it ended without having run its tests."""
 
     job: Job
-    process: subprocess.Popen[bytes] | None = None
+    process: PytestProcess | None = None
     began: float = 0.0
     seconds: float = 0.0
     tries: int = 0
@@ -80,8 +73,7 @@ def _nap(states: list[State]) -> None:
     """Wait for a job to end, at most half a second."""
     running = [state.process for state in states if state.process is not None]
     if running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running[0].wait(0.5)
+        running[0].wait(0.5)
 
 
 def _start_what_fits(qualification: Qualification, states: list[State], room: float, lock: int, root: Path) -> None:
@@ -105,23 +97,13 @@ def _start(qualification: Qualification, state: State, lock: int, root: Path) ->
         for earlier in qualification.runs(job):
             earlier.wait_until_left()
         done = qualification.done_file(job)
-        argv = [sys.executable, "-m", "pytest", *job.argv(folder), *(["--xen-done", str(done)] if done else [])]
+        argv = [*job.argv(folder), *(["--xen-done", str(done)] if done else [])]
         argv += ["--xen-mirror", qualification.plan.mirror] if qualification.plan.mirror else []
         state.tries += 1
         state.log = folder / f"pytest-{qualification.progress(job).attempts + 1}.log"
-        with state.log.open("ab") as log:
-            state.process = subprocess.Popen(
-                # Ended as by Ctrl-C when this process dies: it then collects evidence and ends its machines.
-                ["setpriv", "--pdeathsig", "INT", "--", *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=root,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
+        state.process = PytestProcess(argv, cwd=root, log=state.log, keep_open=(lock,))
     except OSError as error:
-        raise LabError(f"job {job.name}: its pytest does not start: {error}") from error
+        raise LabError(f"job {job.name}: cannot make {folder}: {error.strerror}") from error
     state.began = time.monotonic()
 
 
@@ -131,7 +113,7 @@ def _look_at(qualification: Qualification, state: State) -> None:
     limit = state.job.part.limit_s
     if state.process.poll() is None and took > limit:
         state.problem = f"ended after its limit of {limit:.0f} s (limit_s of the profile)"
-        _end(state)
+        state.process.end()
     code = state.process.poll()
     if code is None:
         return
@@ -144,9 +126,9 @@ def _look_at(qualification: Qualification, state: State) -> None:
     if progress.uncollected:
         state.problem = _uncollected(progress.uncollected)
     if not state.ended and not state.problem and state.tries >= ATTEMPTS:
-        state.problem = f"its pytest ended with {_said(code)}, {state.tries} times; see {state.log}"
+        state.problem = f"its pytest ended with {said(code)}, {state.tries} times; see {state.log}"
     if not state.ended and not state.problem and code in (3, 4):
-        state.problem = f"its pytest ended with {_said(code)}; see {state.log}"
+        state.problem = f"its pytest ended with {said(code)}; see {state.log}"
     state.ended = state.ended or bool(state.problem)
 
 
@@ -155,36 +137,11 @@ def _uncollected(files: Sequence[str]) -> str:
     return f"tests could not be collected: {files[0]}{also}"
 
 
-def _said(code: int) -> str:
-    words = {2: "2 (interrupted, or tests that cannot be collected)", 3: "3 (internal error)", 4: "4 (wrong call)"}
-    with contextlib.suppress(ValueError):
-        if code < 0:
-            return f"signal {signal.Signals(-code).name}"
-    return words.get(code, str(code))
-
-
 def _end_all(states: list[State]) -> None:
-    running = [state for state in states if state.running]
-    for state in running:
-        _signal(state, signal.SIGINT)
-    for state in running:
-        _end(state)
+    running = [state.process for state in states if state.process is not None]
+    for process in running:
+        process.interrupt()
+    for process in running:
+        process.end()
+    for state in states:
         state.process = None
-
-
-def _end(state: State) -> None:
-    process = state.process
-    assert process is not None
-    _signal(state, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_PATIENCE_S * time_scale())
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _signal(state: State, number: int) -> None:
-    if state.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            state.process.send_signal(number)

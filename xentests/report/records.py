@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 
 from xentests.errors import LabError
+from xentests.report.figures import PREFIX
 from xentests.report.junit import PROPERTY
 from xentests.report.run import Run, write_json
 from xentests.report.verdict import Verdict, worst
@@ -98,9 +101,6 @@ def read_nodeids(path: Path) -> frozenset[str]:
 
 def _from_junit(run: Run) -> list[Record]:
     """What can be had of a run of before: node ids of functions and classes in modules, as pytest's xunit2 has them."""
-    from datetime import datetime  # noqa: PLC0415 - for old runs only
-    from xml.etree import ElementTree  # noqa: PLC0415
-
     try:
         tree = ElementTree.parse(run.junit)
     except (OSError, ElementTree.ParseError):
@@ -139,10 +139,7 @@ def _module_of(classname: str) -> tuple[str, list[str]]:
     return "/".join(parts[: last + 1]), parts[last + 1 :]
 
 
-def _junit_verdict(case: object, properties: dict[str, str]) -> tuple[Verdict, str]:
-    from xml.etree.ElementTree import Element  # noqa: PLC0415
-
-    assert isinstance(case, Element)
+def _junit_verdict(case: ElementTree.Element, properties: dict[str, str]) -> tuple[Verdict, str]:
     known = {str(verdict) for verdict in Verdict}
     phases = [Verdict(value) for name, value in properties.items() if name.startswith(PROPERTY) and value in known]
     tags = {"failure": Verdict.FAILED, "error": Verdict.BROKEN, "skipped": Verdict.SKIPPED}
@@ -156,8 +153,6 @@ def _junit_verdict(case: object, properties: dict[str, str]) -> tuple[Verdict, s
 
 
 def _figures(properties: dict[str, str]) -> dict[str, float]:
-    from xentests.report.figures import PREFIX  # noqa: PLC0415
-
     found = {}
     for name, value in properties.items():
         if name.startswith(PREFIX):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +206,18 @@ def _execution(row: Any, figures: dict[str, float]) -> Execution:
         row.nodeid, Verdict(row.verdict), row.started, row.seconds, row.message, row.evidence, row.run, row.release,
         row.arch, row.variant, row.revision, row.qualification, figures,
     )  # fmt: skip
+
+
+Key = tuple[str, str, str]
+"""Node id, architecture, variant: what makes it the same test in another run."""
+
+
+def by_test(executions: Iterable[Execution]) -> dict[Key, list[Execution]]:
+    """Executions by test, in their order."""
+    found: dict[Key, list[Execution]] = defaultdict(list)
+    for each in executions:
+        found[each.nodeid, each.arch, each.variant].append(each)
+    return found
 
 
 def durations(engine: Engine, arch: str) -> dict[str, float]:

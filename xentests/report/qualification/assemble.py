@@ -8,11 +8,11 @@ from __future__ import annotations
 import datetime
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xentests.report.allure_results import subject_of
-from xentests.report.history.archive import Execution
+from xentests.report.history.archive import Execution, Key, by_test
 from xentests.report.qualification import quarantine as quarantine_
 from xentests.report.qualification import rules, statistics
 from xentests.report.qualification.findings import findings_of, reasons_of
@@ -34,9 +34,6 @@ from xentests.report.records import Record
 _HISTORY = 7
 _POINTS = 30
 """Runs of a figure that are shown and compared."""
-
-Key = tuple[str, str, str]
-"""Node id, architecture, variant."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def assemble(
     not_tested: Sequence[NotTested] = (),
 ) -> Qualification:
     """The whole report. A job with a problem leaves the answer undecided, as it hides what it was to test."""
-    before, baseline = _by_key(known.release), _by_key(known.baseline)
+    before, baseline = by_test(known.release), by_test(known.baseline)
     judgements = {each.key: _judge(each, before, baseline, asked, known) for each in now}
     _lift_hidden(now, judgements)
     rows = [_row(each, judgements[each.key], before, baseline) for each in now]
@@ -117,13 +114,6 @@ def assemble(
         list(not_tested),
         _baseline_rows(baseline, {each.arch for each in now}),
     )
-
-
-def _by_key(executions: Iterable[Execution]) -> dict[Key, list[Execution]]:
-    found: dict[Key, list[Execution]] = defaultdict(list)
-    for execution in executions:
-        found[execution.nodeid, execution.arch, execution.variant].append(execution)
-    return found
 
 
 def _judge(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -19,8 +18,6 @@ from xentests.report.history.archive import Execution
 from xentests.report.qualification import statistics
 from xentests.report.qualification.rules import DECIDED
 from xentests.report.verdict import Verdict
-
-Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Comparison:
 
 def compare(engine: Engine, first: str, second: str) -> Comparison:
     """Compare what the history has under two names. UsageError for a name that it does not have."""
-    a, b = _newest(_named(engine, first)), _newest(_named(engine, second))
+    a, b = archive.by_test(_named(engine, first)), archive.by_test(_named(engine, second))
     differences, figures, same = [], [], 0
     for key in sorted({*a, *b}):
         left, right = a.get(key, []), b.get(key, [])
@@ -94,13 +91,6 @@ def _named(engine: Engine, name: str) -> list[Execution]:
     raise UsageError(f"{name}: the history has no release, qualification or run of that name. It has {there}")
 
 
-def _newest(executions: Sequence[Execution]) -> Mapping[Key, list[Execution]]:
-    found: dict[Key, list[Execution]] = defaultdict(list)
-    for each in executions:
-        found[each.nodeid, each.arch, each.variant].append(each)
-    return found
-
-
 def _verdict(executions: Sequence[Execution]) -> Verdict | None:
     """The newest that says something; else the newest."""
     decided = next((each.verdict for each in executions if each.verdict in DECIDED), None)
@@ -115,10 +105,11 @@ def as_json(found: Comparison) -> str:
 def show(found: Comparison, out: Console) -> None:
     """As two tables: verdicts that differ, figures that changed."""
     both = [each for each in found.differences if each.first and each.second]
-    only = [sum(1 for each in found.differences if side(each) is None) for side in (_first, _second)]
+    only_first = sum(each.second is None for each in found.differences)
+    only_second = len(found.differences) - len(both) - only_first
     out.print(
-        f"{found.first} and {found.second}: {found.same} tests with equal verdicts, {len(both)} with others; {only[1]} "
-        f"only in {found.first}, {only[0]} only in {found.second}",
+        f"{found.first} and {found.second}: {found.same} tests with equal verdicts, {len(both)} with others; "
+        f"{only_first} only in {found.first}, {only_second} only in {found.second}",
         markup=False,
         soft_wrap=True,
     )
@@ -142,11 +133,3 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
-
-
-def _first(difference: Difference) -> Verdict | None:
-    return difference.first
-
-
-def _second(difference: Difference) -> Verdict | None:
-    return difference.second
