@@ -14,7 +14,7 @@ import pytest
 from pexpect.socket_pexpect import SocketSpawn  # noqa: TID251 - to have it read as it does now and then
 
 from selftests.fakes import FakeDomain, FakeImage
-from xentests.errors import HypervisorCrash, LabError, LabFull, UsageError
+from xentests.errors import EmulatorFault, HypervisorCrash, LabError, LabFull, UsageError
 from xentests.host.guest_console import PORTS, GuestConsole
 from xentests.host.guest_log import GuestFailure, GuestLog, Tick
 from xentests.host.guest_spec import GuestSpec
@@ -186,6 +186,14 @@ def test_guest_that_oopses(log: GuestLog, flags: str, odd: bool) -> None:
     ) as ended:
         log.wait_for("never", 60)
     assert ("zero on every CPU" in str(ended.value)) == odd
+
+
+def test_guest_that_qemu_killed(log: GuestLog) -> None:
+    """What only QEMU does to a guest is the lab's: the error says so, with the guest's words."""
+    say(log, "[    5.4] Oops: int3: 0000 [#1] SMP\n[    5.4] RIP: e030:sched_clock_cpu+0x9/0x1d0\n")
+    say(log, "[    5.4] Code: 41 54 55 53 66 <90> e8 b1 ef f0\n")
+    with pytest.raises(EmulatorFault, match=r"while 'never'(?s:.*)kept a translation(?s:.*)died of(?s:.*)int3: 0000"):
+        log.wait_for("never", 60)
 
 
 def test_panic_that_a_restart_comes_from(log: GuestLog) -> None:

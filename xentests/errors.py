@@ -47,6 +47,10 @@ class OverBudget(LabFull):
     """The lab ended a giant machine that came to occupy more memory than was reserved for it."""
 
 
+class EmulatorFault(LabError):
+    """What killed a guest is something that no CPU does: QEMU did it. The text says what, and decides nothing."""
+
+
 class DomainGone(LabError):
     """The QEMU of a host ended although nobody asked it to."""
 

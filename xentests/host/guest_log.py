@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from xentests.deadline import Deadline, until
-from xentests.errors import CommandFailed, ProductFailure
+from xentests.errors import CommandFailed, EmulatorFault, ProductFailure
+from xentests.host import emulator_faults
 from xentests.host.console import Console
 from xentests.host.files import Files
 from xentests.text import clean, head, tail
@@ -131,10 +132,11 @@ class GuestLog:
         assert found is not None
         return found
 
-    def failure(self, what: str) -> GuestFailure:
+    def failure(self, what: str) -> GuestFailure | EmulatorFault:
         """An error that says what was wanted of the guest, and shows what it died of or its last words, and the host's.
 
-        Registers that no CPU has are pointed out. Whose they are is not decided: a PV guest's are stored by Xen.
+        An EmulatorFault where the guest did what only QEMU has a guest do. Registers that no CPU has are pointed out;
+        whose they are is not decided: a PV guest's are stored by Xen.
         """
         data = self.raw()
         died = _PANIC.search(data, max(0, data.rfind(_BOOT)))
@@ -142,8 +144,11 @@ class GuestLog:
         words = head(shown, lines=_DEATH_LINES) if died else tail(shown)
         odd = [flags.decode() for flags in _FLAGS.findall(shown) if died and int(flags, 16) & ~_KNOWN_FLAGS]
         hint = f"\nEFLAGS {odd[0]} have bits that are zero on every CPU: suspect QEMU, too" if odd else ""
-        return GuestFailure(
-            f"guest {self._name}: {what}. {'What it died of' if died else 'Its last words'}:\n"
+        of_qemu = emulator_faults.find(clean(shown))
+        error = EmulatorFault if of_qemu else GuestFailure
+        why = f"{what}. {of_qemu}" if of_qemu else what
+        return error(
+            f"guest {self._name}: {why}. {'What it died of' if died else 'Its last words'}:\n"
             f"{words or '(none since it was attached)'}{hint}\nAll of them: {self.path} in dom0. "
             f"Last lines of the host's console:\n{self._console.tail(8)}\nThe whole console: {self._console.log}"
         )

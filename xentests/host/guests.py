@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from xentests.deadline import Deadline, until
-from xentests.errors import CommandFailed, ProductFailure, UsageError
+from xentests.errors import CommandFailed, ProductFailure, UsageError, XentestsError
 from xentests.host.command import Result, Word
 from xentests.host.devices import Devices
 from xentests.host.guest_console import Answer, GuestConsole
@@ -92,7 +92,7 @@ class Guest:
 
         deadline = Deadline(timeout_s)
 
-        def late(_: str) -> GuestFailure:
+        def late(_: str) -> XentestsError:
             return self.log.failure(f"`{command}` had to print {answer!r} within {deadline}, and last printed {last!r}")
 
         until(look, what=answer, deadline=deadline, error=late, every_s=0.05)
@@ -144,7 +144,7 @@ class Guest:
         self._until(lambda: (info := self.info) is not None and info.crashed, "to be marked as crashed", timeout_s)
 
     def _until(self, look: Callable[[], T | None], what: str, deadline: Deadline | float) -> T:
-        def late(message: str) -> GuestFailure:
+        def late(message: str) -> XentestsError:
             return self.log.failure(f"waited for it {message}; `xl list` says {self.info}")
 
         found = until(look, what=what, deadline=deadline, error=late, every_s=0.1)

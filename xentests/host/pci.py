@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from xentests.deadline import until
-from xentests.errors import ProductFailure
+from xentests.errors import ProductFailure, XentestsError
 from xentests.host.command import Result
 from xentests.host.guests import Guest
 from xentests.host.xl import XlError
@@ -175,7 +175,7 @@ class GuestPci:
         return _packets(self.guest.succeed(_COUNTED.format(nic_mac(number))))
 
     def _until(self, look: Callable[[], T], what: str) -> T:
-        def late(message: str) -> ProductFailure:
+        def late(message: str) -> XentestsError:
             said = self.guest.run("dmesg | tail -n 12").text
             return self.guest.log.failure(f"{message}; `xl pci-list`: {self.listed()}; the guest's kernel:\n{said}")
 

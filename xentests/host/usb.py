@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from xentests.deadline import until
-from xentests.errors import ProductFailure, UsageError
+from xentests.errors import ProductFailure, UsageError, XentestsError
 from xentests.host.guests import Guest
 from xentests.host.xl import XlError
 
@@ -191,7 +191,7 @@ class GuestUsb:
         self._until(lambda: not self.disk(serial), f"to have lost {serial}")
 
     def _until(self, look: Callable[[], T], what: str) -> T:
-        def late(message: str) -> ProductFailure:
+        def late(message: str) -> XentestsError:
             said = self.guest.run("dmesg | tail -n 12").text
             return self.guest.log.failure(
                 f"{message}; `xl usb-list`: {self.controllers()}; the guest's kernel:\n{said}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from xentests.errors import LabError, XentestsError
-from xentests.host import double_interrupt
+from xentests.host import emulator_faults
 from xentests.pytest_plugin.account import Account
 from xentests.pytest_plugin.cleaning import clean_report
 from xentests.pytest_plugin.harness import Harness
@@ -243,10 +243,12 @@ def _hide_plumbing() -> None:
 
 
 def _emulators_fault(evidence: list[Evidence]) -> str:
-    """Why it was QEMU that killed a guest, if it was: read from the guests' consoles."""
+    """Why it was QEMU that killed a guest or dom0, if it was: read from their consoles."""
     for taken in evidence:
         for path in taken.files:
-            if path.name == GUEST_LOGS and (found := double_interrupt.find(taken.text(path, limit=_LOG_LIMIT))):
+            if path.name not in (GUEST_LOGS, CONSOLE):
+                continue
+            if found := emulator_faults.find(taken.text(path, limit=_LOG_LIMIT)):
                 return f"{taken.host}: {found}"
     return ""
 
