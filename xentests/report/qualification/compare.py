@@ -22,7 +22,7 @@ from xentests.report.verdict import Verdict
 
 @dataclass(frozen=True)
 class Difference:
-    """A test whose newest verdicts differ; None where a side does not have it."""
+    """A test whose newest verdicts differ; None where a side does not have it. ``message``: the second's, if it is there."""
 
     nodeid: str
     arch: str
@@ -64,8 +64,8 @@ def compare(engine: Engine, first: str, second: str) -> Comparison:
         if verdicts[0] is verdicts[1]:
             same += 1
         else:
-            worse = right[0] if right else left[0]
-            differences.append(Difference(*key, *verdicts, worse.message))
+            newest = right[0] if right else left[0]
+            differences.append(Difference(*key, *verdicts, newest.message))
         for name in sorted({name for each in left for name in each.figures}):
             change = _change(left, right, name)
             if change is not None:
@@ -114,10 +114,11 @@ def show(found: Comparison, out: Console) -> None:
         soft_wrap=True,
     )
     if both:
-        table = _table("test", "arch", escape(found.first), escape(found.second))
+        table = _table("test", "arch", escape(found.first), escape(found.second), "why")
         for each in both:
             where = " ".join(filter(None, (each.arch, each.variant)))
-            table.add_row(escape(each.nodeid), escape(where), str(each.first), str(each.second))
+            why = each.message.partition("\n")[0]
+            table.add_row(escape(each.nodeid), escape(where), str(each.first), str(each.second), escape(why))
         out.print(table)
     changed = [figure for figure in found.figures if figure.changed]
     out.print(f"{len(found.figures)} figures on both sides, {len(changed)} changed", markup=False)
