@@ -22,7 +22,7 @@ from xentests.report.verdict import Verdict
 
 @dataclass(frozen=True)
 class Difference:
-    """A test whose newest verdicts differ; None where a side does not have it. ``message``: the second's, if it is there."""
+    """A test whose newest verdicts differ; None where a side lacks it. ``message``: the second's, if it is there."""
 
     nodeid: str
     arch: str
