@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from xentests import cli_qualify
 from xentests.cli import app
 from xentests.report import records
 from xentests.report.history import archive, database
@@ -46,8 +48,14 @@ def history(tmp_path: Path) -> Path:
     return where
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are not folded, whatever the terminal."""
+    monkeypatch.setattr(cli_qualify, "out", Console(highlight=False, width=160))
+
+
 def run(*words: str) -> Result:
-    return CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+    return CliRunner().invoke(app, words)
 
 
 def lines(text: str) -> list[str]:
