@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xentests.deadline import Deadline, RunningClock, running_s, until
+from xentests.deadline import PACE, Deadline, Pace, RunningClock, running_s, until
 from xentests.errors import LabError, UsageError
 
 
@@ -60,3 +60,34 @@ def test_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XENTESTS_TIME_SCALE", text)
         with pytest.raises(UsageError, match=r"between 0\.1 and 100"):
             Deadline(1.0)
+
+
+@pytest.mark.parametrize(
+    ("took", "factor"),
+    [
+        ([], 1.0),
+        ([0.2], 1.0),  # a fast machine keeps its limits
+        ([1.5], 3.0),
+        ([0.5, 0.5, 40.0], 1.0),  # one that took long for a reason of its own
+        ([0.5] * 9 + [1.0] * 3, 2.0),  # it became slow
+        ([1.0] * 9 + [0.5] * 3, 1.0),  # and fast again
+        ([60.0] * 3, 4.0),
+    ],
+)
+def test_the_pace(took: list[float], factor: float) -> None:
+    """As slow as the last few pieces of work were, of what is usual, within limits."""
+    pace = Pace()
+    for seconds in took:
+        pace.note(seconds, usual_s=0.5)
+    assert pace.factor == factor
+    pace.forget()
+    assert pace.factor == 1.0
+
+
+def test_the_pace_stretches_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XENTESTS_TIME_SCALE", "2")
+    PACE.note(3.0, usual_s=1.0)
+    deadline = Deadline(2.0)
+    assert deadline.limit_s == 12.0
+    assert str(deadline).endswith(" s of 12.0 s, on a machine 3.0 times slower than usual")
+    assert Deadline(2.0, scaled=False).limit_s == 2.0

@@ -1,15 +1,18 @@
 """One deadline, made at the top and passed down; and ``until``, the only way this project waits.
 
-Nothing here sleeps a fixed time in the hope that something has happened. ``scale`` stretches every deadline on slow
-machines; it is measured or set once (``XENTESTS_TIME_SCALE``), never a constant in a test. Time in which this machine
-stood still (a frozen virtual machine, a stopped process) counts for no deadline: what was waited for stood still, too.
+Nothing here sleeps a fixed time in the hope that something has happened. Every deadline is stretched by how slow the
+machine is: as measured while it runs (:class:`Pace`), and as its owner says (``XENTESTS_TIME_SCALE``); never by a
+constant in a test. Time in which this machine stood still (a frozen virtual machine, a stopped process) counts for no
+deadline: what was waited for stood still, too.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,8 +21,43 @@ from xentests.errors import UsageError, XentestsError
 T = TypeVar("T")
 
 
+class Pace:
+    """How slow this machine is just now: 1.0 as it should be, 3.0 where the same work takes three times as long.
+
+    Learnt from work that is done over and over, whose usual time is known. The last few count, by their median: a
+    machine that shares its cores with others is fast now and slow then, and one that took long may have had a reason
+    of its own. Never below 1.0, so that a fast machine does not make a slow Xen fail; never above ``most``, so that
+    what hangs is told in the end.
+    """
+
+    def __init__(self, *, most: float = 4.0) -> None:
+        self._most = most
+        self._seen: deque[float] = deque(maxlen=5)
+
+    def note(self, took_s: float, *, usual_s: float) -> None:
+        """Some work took so long, and usually takes so long."""
+        self._seen.append(took_s / usual_s)
+
+    def forget(self) -> None:
+        """As if nothing had been measured."""
+        self._seen.clear()
+
+    @property
+    def factor(self) -> float:
+        """1.0 until something was measured."""
+        return min(self._most, max(1.0, statistics.median(tuple(self._seen)))) if self._seen else 1.0
+
+
+PACE = Pace()
+"""That of this process. Whoever does what is always the same work says how long it took."""
+
+
 def time_scale() -> float:
-    """The factor by which deadlines are stretched: ``XENTESTS_TIME_SCALE``, 1.0 when unset."""
+    """The factor by which deadlines are stretched: the machine's pace, and ``XENTESTS_TIME_SCALE`` (1.0 when unset)."""
+    return PACE.factor * _asked_for()
+
+
+def _asked_for() -> float:
     text = os.environ.get("XENTESTS_TIME_SCALE", "1")
     try:
         value = float(text)
@@ -75,6 +113,7 @@ class Deadline:
 
     def __init__(self, limit_s: float, *, scaled: bool = True) -> None:
         self.limit_s = limit_s * time_scale() if scaled else limit_s
+        self._slow = PACE.factor if scaled else 1.0
         self._start = running_s()
 
     @property
@@ -93,7 +132,8 @@ class Deadline:
         return self.left_s == 0.0
 
     def __str__(self) -> str:
-        return f"{self.elapsed_s:.1f} s of {self.limit_s:.1f} s"
+        slow = f", on a machine {self._slow:.1f} times slower than usual" if self._slow > 1 else ""
+        return f"{self.elapsed_s:.1f} s of {self.limit_s:.1f} s{slow}"
 
 
 def until(

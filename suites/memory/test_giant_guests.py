@@ -11,7 +11,7 @@ from fixtures.giants import LINE_FRAME, LINE_GIB, Giant, sizes
 from suites.memory.use import ends_mib, sizes_of, use_all
 from xentests.host import frames
 
-pytestmark = [pytest.mark.needs("amd64", "pv"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.needs("amd64", "pv")
 
 LOG = logging.getLogger(__name__)
 ALL = sizes(64, 513, 600, 1024)

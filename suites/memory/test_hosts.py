@@ -11,7 +11,7 @@ from fixtures.giants import Giant, sizes
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
 
-pytestmark = [pytest.mark.needs("amd64"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.needs("amd64")
 
 LOG = logging.getLogger(__name__)
 PAGE_INFO_BYTES, M2P_BYTES = 32, 8

@@ -10,7 +10,7 @@ from xentests.host import frames
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
 
-pytestmark = [pytest.mark.needs("amd64", "pvh"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.needs("amd64", "pvh")
 
 
 @pytest.mark.parametrize(

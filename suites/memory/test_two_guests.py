@@ -15,7 +15,7 @@ from xentests.lab.machine import Machine
 from xentests.pytest_plugin.harness import Harness
 from xentests.pytest_plugin.supply import Prepared, Shared, Supply
 
-pytestmark = [pytest.mark.needs("amd64", "pv"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.needs("amd64", "pv")
 
 HOST_GIB, SECOND_GIB = 576, 40
 BEYOND_MIB = 32
