@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import random
 import time
@@ -55,6 +56,16 @@ def test_only_the_same_revision_makes_flaky() -> None:
     answer, classes = made_of(tests, Known(before, [], [], TODAY))
     assert classes == {"a/test_b.py::test_x": Class.FLAKY, "a/test_b.py::test_y": Class.REGRESSION}
     assert answer is Answer.NO
+
+
+def test_a_part_of_a_profile_says_so() -> None:
+    """An answer that is about less than the profile has that among its reasons."""
+    part = dataclasses.replace(ASKED, only="--suite smoke")
+    (whole, *none), (same, limit) = (
+        assemble(asked, [now("a/test_b.py::test_x")], Known()).reasons for asked in (ASKED, part)
+    )
+    assert (whole, none) == (same, [])
+    assert limit == "only --suite smoke of profile nightly was asked for: this is the answer for that part"
 
 
 def test_another_architecture_is_another_test() -> None:

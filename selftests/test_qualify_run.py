@@ -204,6 +204,14 @@ def test_a_profile_that_selects_nothing_leaves_it_open(small: World) -> None:
     assert "no test was selected" in found.reasons[0]
 
 
+def test_a_part_of_the_profile(small: World) -> None:
+    """What options leave out is known to be left out; options that leave out nothing are none."""
+    plan = small.begin(arches=("amd64",), suites=("area",)).plan
+    assert plan.only == "--suite area --arch amd64"
+    assert [(each.what, each.why) for each in plan.left_out] == [("area-arm64", "not asked for (--suite, --arch)")]
+    assert not small.begin(arches=("amd64", "arm64")).plan.only
+
+
 def test_a_test_that_kills_its_worker_is_broken_once(small: World) -> None:
     """A process that dies over a test does not come back to it, and the others run."""
     (small.area / "test_dies.py").write_text("import os\ndef test_dies():\n    os._exit(7)\n")

@@ -68,8 +68,14 @@ def begin(asked: Request, err: Console, *, root: Path = ROOT) -> Qualification:
         time.time(),
         [PlannedJob(job.name, job.arch, job.part) for job in jobs],
         left,
+        _only(asked) if any(each.why == profile.NOT_ASKED for each in left) else "",
     )
     return plan.new(asked.artifacts.absolute(), made)
+
+
+def _only(asked: Request) -> str:
+    chosen = [f"--suite {name}" for name in asked.suites] + [f"--arch {name}" for name in asked.arches]
+    return " ".join(chosen)
 
 
 def _that_fit(jobs: Sequence[Job], left: Sequence[LeftOut]) -> tuple[list[Job], list[LeftOut]]:

@@ -72,7 +72,7 @@ def judge(qualification: Qualification, engine: Engine, states: Sequence[State],
     known = Known(own, baseline.executions, quarantine_.read(Path(plan.quarantine) if plan.quarantine else None))
     now = [each for job in qualification.jobs for each in _now(qualification, job, progress[job.name])]
     return assemble.assemble(
-        assemble.asked_now(plan.id, plan.release, baseline.name, plan.profile, plan.started),
+        assemble.asked_now(plan.id, plan.release, baseline.name, plan.profile, plan.started, only=plan.only),
         now,
         known,
         tested=[tested for job in qualification.jobs for tested in _tested(qualification, job)],

@@ -43,7 +43,10 @@ class PlannedJob(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was asked for. ``against`` and ``quarantine`` are empty when they were not given."""
+    """What was asked for. ``against`` and ``quarantine`` are empty when they were not given.
+
+    ``only``: the options that chose a part of the profile, as typed; empty for all of it.
+    """
 
     schema: int
     id: str
@@ -56,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True):
     started: float
     jobs: list[PlannedJob]
     left_out: list[LeftOut]
+    only: str = ""
 
 
 @dataclass(frozen=True)

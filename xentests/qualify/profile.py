@@ -57,6 +57,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "-".join([*words, *(["fresh"] if self.fresh_boot else [])])
 
 
+NOT_ASKED = "not asked for (--suite, --arch)"
+
+
 class LeftOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the profile leaves out on purpose."""
 
@@ -147,8 +150,8 @@ def jobs(
         for arch in part.arches:
             name = "-".join(filter(None, (part.suite, arch, part.variant)))
             if (suites and part.suite not in suites) or (arches and arch not in arches):
-                continue
-            if only and arch != only:
+                left.append(LeftOut(name, NOT_ASKED))
+            elif only and arch != only:
                 left.append(LeftOut(name, f"{release} is for {only}"))
             elif not any(fnmatch.fnmatchcase(release, pattern) for pattern in part.releases):
                 left.append(LeftOut(name, f"runs on releases called {' or '.join(part.releases)} only"))

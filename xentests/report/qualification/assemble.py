@@ -55,7 +55,7 @@ class Now:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is of."""
+    """What a report is of. ``only``: the options that chose a part of the profile; empty for all of it."""
 
     id: str
     release: str
@@ -63,6 +63,7 @@ class Asked:
     profile: str
     started: float
     ended: float
+    only: str = ""
 
 
 @dataclass
@@ -105,7 +106,7 @@ def assemble(
         asked.started,
         asked.ended,
         answer,
-        reasons_of(answer, rows, troubled, asked.baseline),
+        [*reasons_of(answer, rows, troubled, asked.baseline), *_limits(asked)],
         rows,
         _trends(now, before, baseline),
         list(tested),
@@ -114,6 +115,12 @@ def assemble(
         list(not_tested),
         _baseline_rows(baseline, {each.arch for each in now}),
     )
+
+
+def _limits(asked: Asked) -> list[str]:
+    if not asked.only:
+        return []
+    return [f"only {asked.only} of profile {asked.profile} was asked for: this is the answer for that part"]
 
 
 def _judge(
@@ -213,6 +220,6 @@ def _baseline_rows(baseline: Mapping[Key, list[Execution]], arches: set[str]) ->
     return rows
 
 
-def asked_now(id_: str, release: str, baseline: str, profile: str, started: float) -> Asked:
+def asked_now(id_: str, release: str, baseline: str, profile: str, started: float, *, only: str = "") -> Asked:
     """What a report that ends now is of."""
-    return Asked(id_, release, baseline, profile, started, time.time())
+    return Asked(id_, release, baseline, profile, started, time.time(), only)
