@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from xentests.image.surface import surface_of
 from xentests.lab.store import Store
 from xentests.release.fragment import parse
 from xentests.release.hypervisor import CONFIG, XEN, build_hypervisor, first_error
+from xentests.release.kconfig import Explain, dropped
 from xentests.release.source import files_of, version_of
 from xentests.release.spec import ReleaseSpec, parse_release
 
@@ -234,3 +236,14 @@ def test_fragments_of_the_project_read(path: Path) -> None:
     assert values
     assert set(values.values()) <= {"y", "n"}
     assert len(values) == sum(line.startswith("CONFIG_") for line in path.read_text().splitlines())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kconfiglib leaves the file open
+def test_kconfig_files_that_cannot_be_explained(tmp_path: Path) -> None:
+    """Where only Xen's own Kconfig can read them the loss is told all the same, and that its reason is not known."""
+    (tmp_path / "Kconfig").write_text("config A\n\tbool\n\tdepends on (\n")
+    (tmp_path / ".config").write_text("")
+    (lost,) = dropped({"A": "y"}, {}, Explain(tmp_path, tmp_path / ".config", {}))
+    assert str(lost).startswith("CONFIG_A=y was not taken (it is n): why is not known, since kconfiglib cannot read")
+    assert "Kconfig:3" in str(lost)
+    gc.collect()

@@ -42,12 +42,21 @@ class Explain:
     """
 
     def __init__(self, xen: Path, config: Path, environment: Mapping[str, str]) -> None:
-        with _environment({**environment, "srctree": str(xen)}):
-            self._kconfig = kconfiglib.Kconfig("Kconfig", warn=False)
-            self._kconfig.load_config(str(config))
+        self._kconfig: kconfiglib.Kconfig | None = None
+        self._unknown = ""
+        try:
+            with _environment({**environment, "srctree": str(xen)}):
+                self._kconfig = kconfiglib.Kconfig("Kconfig", warn=False)
+                self._kconfig.load_config(str(config))
+        except (kconfiglib.KconfigError, OSError) as error:
+            # Xen's own Kconfig has read the same files: that the option was not taken is sure all the same.
+            self._kconfig = None
+            self._unknown = f"why is not known, since kconfiglib cannot read this tree's Kconfig files: {error}"
 
     def __call__(self, name: str, wanted: str) -> str:  # noqa: PLR0911 - one for each reason
         """The reason, as the end of a sentence."""
+        if self._kconfig is None:
+            return self._unknown
         symbol = self._kconfig.syms.get(name)
         if symbol is None or not symbol.nodes:
             near = difflib.get_close_matches(name, self._kconfig.syms, n=3)
