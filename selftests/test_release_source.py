@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from selftests.project import ROOT
 from xentests.errors import BuildFailed, UsageError
 from xentests.image.surface import surface_of
 from xentests.lab.store import Store
+from xentests.release import source_package
 from xentests.release.fragment import parse
 from xentests.release.hypervisor import CONFIG, XEN, build_hypervisor, first_error
 from xentests.release.kconfig import Explain, dropped
@@ -247,3 +250,27 @@ def test_kconfig_files_that_cannot_be_explained(tmp_path: Path) -> None:
     assert str(lost).startswith("CONFIG_A=y was not taken (it is n): why is not known, since kconfiglib cannot read")
     assert "Kconfig:3" in str(lost)
     gc.collect()
+
+
+def test_two_runs_fetch_a_source_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, and takes what that one fetched."""
+    waiting, fetched = threading.Event(), []
+
+    def download(spec: ReleaseSpec, directory: Path, *, mirror: str | None) -> source_package._Version:
+        fetched.append(spec)
+        assert waiting.wait(60)
+        folder = directory / "tree" / source_package._FETCHED
+        folder.mkdir(parents=True)
+        (folder / "xen_4.17.orig.tar.xz").write_bytes(b"source")
+        return source_package._Version(
+            "4.17-1", {"xen_4.17.orig.tar.xz": "digest"}, frozenset(["xen_4.17.orig.tar.xz"])
+        )
+
+    monkeypatch.setattr(source_package, "_download", download)
+    store = Store(tmp_path, say=lambda text: waiting.set() if "another run" in text else None)
+    spec = parse_release("source:debian:bookworm")
+    with ThreadPoolExecutor() as pool:
+        entries = list(pool.map(lambda _: source_package.fetch_source(spec, store), range(2)))
+    assert len(fetched) == 1
+    assert entries[0].path == entries[1].path
+    assert entries[0].file("xen_4.17.orig.tar.xz").read_bytes() == b"source"

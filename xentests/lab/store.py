@@ -134,7 +134,7 @@ class Store:
         entry = self._usable(kind, key, what)
         if entry is not None:
             return entry
-        with self._locked(kind, key, what):
+        with self.locked(kind, key, what):
             entry = self._usable(kind, key, what)
             if entry is not None:
                 return entry
@@ -235,7 +235,8 @@ class Store:
     # flock rather than a lock library: a lease needs the shared mode, and both end with the process by themselves.
 
     @contextlib.contextmanager
-    def _locked(self, kind: str, key: str, what: str) -> Iterator[None]:
+    def locked(self, kind: str, key: str, what: str) -> Iterator[None]:
+        """Alone among all processes of this store to make ``kind/key``, which need not become an entry."""
         with self._lock_file(kind, key, "build").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

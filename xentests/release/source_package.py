@@ -76,6 +76,15 @@ def fetch_source(
     """
     if not refresh and (entry := chosen_source(spec, store, mirror=mirror)) is not None:
         return entry
+    key = key_of("fetch", spec.base, mirror or "")
+    with store.locked("source", key, what=f"source of Xen in {spec.base}"):
+        # Whoever held the lock has just fetched it.
+        if not refresh and (entry := chosen_source(spec, store, mirror=mirror)) is not None:
+            return entry
+        return _fetched(spec, store, mirror, report)
+
+
+def _fetched(spec: ReleaseSpec, store: Store, mirror: str | None, report: Report) -> Entry:
     (store.root / "source").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.root / "source", prefix=f".tmp-fetch-{os.getpid()}-") as name:
         directory = Path(name)
