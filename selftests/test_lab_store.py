@@ -179,6 +179,19 @@ def test_gc_by_age_and_by_size_spares_what_is_in_use(tmp_path: Path) -> None:
     assert held.file("data").exists()
 
 
+def test_gc_removes_old_outputs_of_failed_builds(tmp_path: Path) -> None:
+    """By age as entries; what is younger stays for whoever reads it."""
+    old, new = (tmp_path / "failed" / name for name in ("old.txt", "new.txt"))
+    old.parent.mkdir()
+    for output in (old, new):
+        output.write_text("error: ...")
+    os.utime(old, (0, 0))
+    Store(tmp_path).gc(max_bytes=0)
+    assert old.exists()
+    Store(tmp_path).gc(max_age_s=60.0)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_gc_removes_what_a_killed_builder_left(tmp_path: Path) -> None:
     """A temporary directory whose builder is gone is nobody's; one of a living builder is left alone."""
     gone = tmp_path / "image" / ".tmp-k1-999999999-1"

@@ -168,10 +168,14 @@ class Store:
     def gc(self, *, max_bytes: int | None = None, max_age_s: float | None = None) -> GcReport:
         """Delete entries unused for ``max_age_s``, then the least recently used until ``max_bytes`` remain.
 
-        Entries leased by a living process stay, whatever their age. Leftovers of killed builders go as well.
+        Entries leased by a living process stay, whatever their age. Leftovers of killed builders go as well, and of
+        ``max_age_s`` or older the outputs of builds that failed. ccache limits itself.
         """
         self._sweep_temporary()
         now = time.time()
+        for output in self.root.glob("failed/*.txt"):
+            if max_age_s is not None and now - output.stat().st_mtime > max_age_s:
+                output.unlink(missing_ok=True)
         sizes = {entry.path: disk_usage(entry.path) for entry in self.entries()}
         total = sum(sizes.values())
         removed = freed = 0
