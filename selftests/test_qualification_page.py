@@ -5,7 +5,6 @@ Needs Chromium, which ``./bootstrap.sh selftests`` installs.
 
 from __future__ import annotations
 
-import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -13,29 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from selftests.qualifications import large, qualification, telling
-from xentests.errors import LabError
 from xentests.report.qualification import page as report
 from xentests.report.qualification.rules import Answer
 
-_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-          "--disable-component-update", "--disable-sync"]  # fmt: skip
 WIDTHS = [1280, 360]
 REVERT = "suites/livepatch/test_lifecycle.py::test_revert"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise LabError("chromium is not installed: apt-get install chromium, or ./bootstrap.sh selftests")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

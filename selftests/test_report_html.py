@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, Request, expect
 
 from selftests.plugin_runs import project, run
 from xentests.errors import LabError, UsageError
@@ -103,18 +103,6 @@ class Reader:
     def open(self, title: str) -> None:
         """Open a test by its title in the tree."""
         self.page.get_by_text(title, exact=True).first.click()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise LabError("chromium is not installed: apt-get install chromium, or ./bootstrap.sh selftests")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
