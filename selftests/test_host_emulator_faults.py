@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from selftests.plugin_runs import project, run
@@ -60,6 +62,15 @@ def test_it_is_recognised() -> None:
 )
 def test_others_are_not(log: str) -> None:
     assert find(log) == ""
+
+
+@pytest.mark.parametrize("said", ["int3: 0000 [#1] ", "int3: 0000 [#1]\n", "int3: 0000 [#1]\nRIP: e030:x\n", "66 " * 9])
+def test_a_hostile_log_takes_no_time(said: str) -> None:
+    """A guest that prints what begins like it, millions of bytes of it, on one line or on many."""
+    log = said * ((2 << 20) // len(said))
+    started = time.monotonic()
+    assert find(log + "Code: " + log) == ""
+    assert time.monotonic() - started < 30
 
 
 TESTS = '''

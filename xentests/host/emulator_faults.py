@@ -25,10 +25,13 @@ _TWICE = re.compile(
     rf"\b(?P<outer>{_ENTRY})\r?\n[^\n]*\bRIP: 0010:(?P<inner>{_ENTRY})\r?\n(?:[^\n]*\r?\n){{0,3}}?[^\n]*"
     r"\bEFLAGS: (?P<flags>[0-9a-f]{8})\b"
 )
-# An INT3 that nobody expects, and the memory around RIP, which is behind it: <> marks the byte at RIP.
+# An INT3 that nobody expects, and the memory around RIP, which is behind it: <> marks the byte at RIP. Lines are short:
+# a guest that prints endless ones would make the search endless.
+_LINE = r"[^\n]{0,300}"
+_BYTE = r"[0-9a-f]{2}"
 _BREAKPOINT = re.compile(
-    r"\bint3: [0-9a-f]{4} \[#\d+\](?:[^\n]*\n){1,8}?[^\n]*\bRIP: [0-9a-f]{4}:(?P<place>\S+)[^\n]*\n"
-    r"(?:[^\n]*\n){0,3}?[^\n]*\bCode: (?:[0-9a-f]{2} )*?(?P<before>[0-9a-f]{2}) <[0-9a-f]{2}>"
+    rf"\bint3: [0-9a-f]{{4}} \[#\d{{1,6}}\](?:{_LINE}\n){{1,8}}?{_LINE}?\bRIP: [0-9a-f]{{4}}:(?P<place>\S{{1,200}})"
+    rf"{_LINE}\n(?:{_LINE}\n){{0,3}}?{_LINE}?\bCode: (?:{_BYTE} ){{0,80}}?(?P<before>{_BYTE}) <{_BYTE}>"
 )
 _INT3 = "cc"
 
@@ -48,6 +51,7 @@ def find(log: str) -> str:
             return (
                 f"Linux was stopped by an INT3 before {found['place']}, where memory has {found['before']}: QEMU, "
                 "before 8.1, kept a translation of code that Linux had patched meanwhile (tb_link_page()). This "
-                "decides nothing about Xen. It is rare, and does not happen on a host with one CPU"
+                "decides nothing about Xen. It is rare, and does not happen on a host with one CPU; there, and under "
+                "a later QEMU, suspect Xen and Linux after all"
             )
     return ""
