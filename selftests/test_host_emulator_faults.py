@@ -89,7 +89,7 @@ TESTS = '''
     [
         (DIED, "error", "QEMU delivered it twice"),
         (DIED.replace("00000016", "00000216"), "failure", "QEMU delivered it twice"),
-        (PATCHED, "error", "QEMU, before 8.1, kept a translation"),
+        (PATCHED, "error", "QEMU kept a translation"),
     ],
 )
 def test_the_verdict_is_the_labs(tmp_path_factory: pytest.TempPathFactory, log: str, verdict: str, reason: str) -> None:

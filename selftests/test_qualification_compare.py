@@ -9,31 +9,27 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from selftests.test_history import made
 from xentests import cli_qualify
 from xentests.cli import app
-from xentests.report import records
 from xentests.report.history import archive, database
 from xentests.report.records import Record
-from xentests.report.run import Run
 from xentests.report.verdict import Verdict
 
 GOOD, BAD = Verdict.PASSED, Verdict.FAILED
 TEST = "suites/a/test_b.py::test_"
 
 
-def fill(where: Path, root: Path, release: str, *nights: dict[str, Verdict], boot_s: float = 0.0) -> None:
-    """A run a night, of tests by their names; each with a figure of its own if ``boot_s`` is given."""
+def fill(where: Path, root: Path, release: str, *nights: dict[str, Verdict], boot_s: float) -> None:
+    """A run a night, of tests by their names, each with a figure that is a little larger every night."""
     with database.opened(str(where)) as engine:
         for number, night in enumerate(nights):
-            run = Run(root / f"2026010{number}-000000-{release[7:13]}")
-            run.path.mkdir(parents=True)
-            run.begin({"release": release, "arch": "amd64", "qemu": "system", "fresh_boot": False})
-            run.add_facts("gw0", {"xen.package": f"{release}-1", "xen.build-id": "abc"})
-            for test, verdict in night.items():
-                figures = {"boot [s]": boot_s + 0.01 * number} if boot_s else {}
-                kept = Record(TEST + test, verdict, 100.0 + number, 1.5, "", f"why {test}\nand more", "", figures)
-                records.append(run, "gw0", kept)
-            archive.add_run(engine, run)
+            figures = {"boot [s]": boot_s + 0.01 * number}
+            kept = (
+                Record(TEST + test, verdict, 100.0 + number, 1.5, "", f"why {test}\nand more", "", figures)
+                for test, verdict in night.items()
+            )
+            archive.add_run(engine, made(root, f"2026010{number}-000000-{release[7:13]}", *kept, release=release))
 
 
 @pytest.fixture

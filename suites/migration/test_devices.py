@@ -32,8 +32,8 @@ addr add $1/24 dev {BRIDGE}
 link set {BRIDGE} up
 EOF
 """
-# Each block holds its number all over, and is on the disk before the next. A guest that never rested would have half of
-# its host's only CPU, and moving it would take twice as long.
+# Each block holds its number all over, and is on the disk before the next. A guest that never rests takes its
+# host's only CPU from what is to move it: this test took half as long again.
 _WRITER = (
     "cd /tmp; (n=0; while [ ! -e stop ]; do n=$((n + 1)); yes $n | head -c 16384 | "
     f"dd of=/dev/xvdb bs=16k count=1 seek=$((n % {BLOCKS})) conv=fsync,notrunc 2>/dev/null || echo $n >> failed; "

@@ -9,9 +9,10 @@ interrupt that comes between the two looks has the loop left with that index, an
 vector once more, whatever EFLAGS.IF says. Linux takes an interrupt in the first instructions of the handler of the same
 interrupt, before it has swapped GS, and faults until its stack ends.
 
-*A breakpoint that is not in memory.* Before 8.1 QEMU translates code first and enters the translation into its page's
-list after (accel/tcg/tb-maint.c, tb_link_page()). Linux patches its own code while all its CPUs run, by way of INT3: a
-CPU that translates such an INT3 while another one overwrites it keeps the translation for good.
+*A breakpoint that is not in memory.* QEMU 7.2 translates code first and enters the translation into its page's list
+after (accel/tcg/tb-maint.c, tb_link_page()); later versions lock the page before. Linux patches its own code while all
+its CPUs run, by way of INT3: a CPU that translates such an INT3 while another one overwrites it keeps the translation
+for good.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def find(log: str) -> str:
     for found in _BREAKPOINT.finditer(log):
         if found["before"] != _INT3:
             return (
-                f"Linux was stopped by an INT3 before {found['place']}, where memory has {found['before']}: QEMU, "
-                "before 8.1, kept a translation of code that Linux had patched meanwhile (tb_link_page()). This "
+                f"Linux was stopped by an INT3 before {found['place']}, where memory has {found['before']}: QEMU "
+                "kept a translation of code that Linux had patched meanwhile (tb_link_page() of 7.2). This "
                 "decides nothing about Xen. It is rare, and does not happen on a host with one CPU; there, and under "
                 "a later QEMU, suspect Xen and Linux after all"
             )

@@ -174,8 +174,9 @@ class Store:
         self._sweep_temporary()
         now = time.time()
         for output in self.root.glob("failed/*.txt"):
-            if max_age_s is not None and now - output.stat().st_mtime > max_age_s:
-                output.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another gc was faster
+                if max_age_s is not None and now - output.stat().st_mtime > max_age_s:
+                    output.unlink()
         sizes = {entry.path: disk_usage(entry.path) for entry in self.entries()}
         total = sum(sizes.values())
         removed = freed = 0
