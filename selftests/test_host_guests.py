@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -152,11 +153,12 @@ def test_log_starts_with_the_guest(host: Host, log: GuestLog) -> None:
 
 
 def test_ticks(log: GuestLog) -> None:
-    """Ticks are read wherever they stand in a line; a wait is for one that is not there yet."""
-    say(log, "tick 0 4.82\r\nguest# \x1b[6ntick 1 7.19\r\ntick 2 8\r\ntick x\r\n")
-    assert log.ticks() == [Tick(0, 4.82), Tick(1, 7.19), Tick(2, 8.0)]
-    threading.Timer(0.2, say, (log, "tick 3 9.5\r\n")).start()
-    assert log.wait_tick(10) == Tick(3, 9.5)
+    """Ticks are read wherever they stand in a line, exactly; a wait is for one that is not there yet."""
+    say(log, "tick 0 7.61\r\nguest# \x1b[6ntick 1 8.61\r\ntick 2 10\r\ntick x\r\n")
+    assert log.ticks() == [Tick(0, Decimal("7.61")), Tick(1, Decimal("8.61")), Tick(2, Decimal(10))]
+    assert log.ticks()[1].uptime_s - log.ticks()[0].uptime_s == 1
+    threading.Timer(0.2, say, (log, "tick 3 11.5\r\n")).start()
+    assert log.wait_tick(10) == Tick(3, Decimal("11.5"))
 
 
 def test_waiting_for_a_guest(log: GuestLog) -> None:

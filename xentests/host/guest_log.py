@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeVar
 
 from xentests.deadline import Deadline, until
@@ -37,10 +38,13 @@ class GuestFailure(ProductFailure):
 
 @dataclass(frozen=True)
 class Tick:
-    """One line of a test guest's clock: the count since its boot, and its own uptime in seconds."""
+    """One line of a test guest's clock: the count since its boot, and its own uptime in seconds, in hundredths.
+
+    The uptime is exact, so that two can be subtracted: 8.61 - 7.61 as floats is less than 1.
+    """
 
     number: int
-    uptime_s: float
+    uptime_s: Decimal
 
 
 class GuestLog:
@@ -73,7 +77,7 @@ class GuestLog:
 
     def ticks(self) -> list[Tick]:
         """Every tick so far, in order."""
-        return [Tick(int(number), float(uptime)) for number, uptime in _TICK.findall(self.raw())]
+        return [Tick(int(number), Decimal(uptime.decode())) for number, uptime in _TICK.findall(self.raw())]
 
     def wait_for(
         self, pattern: str, timeout_s: float, *, times: int = 1, boots: int = 0, alive: Callable[[], str] = lambda: ""
