@@ -21,10 +21,9 @@ from xentests.session import Session
 @pytest.fixture
 def guest(session: Session, runs: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """A PV guest on a clone with disks and a bridge, with one CPU as the suite's."""
-    prepared = plugging(growing("pv"))
-    template = session.derive(
-        session.template(session.machine.with_(cpus=1)), key=prepared.key, prepare=prepared.prepare
-    )
+    machine = session.machine.with_(cpus=1)
+    prepared = plugging(growing("pv", machine))
+    template = session.derive(session.template(machine), key=prepared.key, prepare=prepared.prepare)
     host = session.clone(template, name=request.node.name, log_dir=runs / request.node.name, standby=False)
     prepared.attached(host)
     yield host.guests.made["guest"]

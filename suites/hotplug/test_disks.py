@@ -6,7 +6,21 @@ import dataclasses
 
 import pytest
 
-from fixtures.hotplug import FILE, FOLDER, ISO, LOOP, LOOP_NUMBER, QCOW2, RAW, SIZE_MIB, TIMES, Rounds, mainly, only
+from fixtures.hotplug import (
+    FILE,
+    FOLDER,
+    ISO,
+    LOOP,
+    LOOP_NUMBER,
+    QCOW2,
+    RAW,
+    SIZE_MIB,
+    TIMES,
+    Rounds,
+    mainly,
+    only,
+    own_kind,
+)
 from suites.hotplug.use import SIZE, SOME_TIMES, dom0_reads, loses, read_back, renew, write_and_verify
 from xentests.host.capabilities import GUEST_KINDS
 from xentests.host.devices import Device, DeviceFailure
@@ -149,7 +163,7 @@ def test_detach_in_use(plugged: Guest) -> None:
     loses(plugged, f"/dev/{device.name}")
 
 
-@only("pv")
+@own_kind
 def test_detach_from_a_guest_that_stands_still(plugged: Guest) -> None:
     """A guest that does not release a disk keeps it: xl says that, and which; it goes once the guest runs again.
 
@@ -166,7 +180,7 @@ def test_detach_from_a_guest_that_stands_still(plugged: Guest) -> None:
     loses(plugged, f"/dev/{device.name}")
 
 
-@only("pv")
+@own_kind
 def test_block_dummy(plugged: Guest) -> None:
     """The script that Xen brings as an example makes a disk of its own kind of target, and takes it away again.
 
@@ -180,7 +194,7 @@ def test_block_dummy(plugged: Guest) -> None:
     plugged.host.leaks.check(before)
 
 
-@only("pv")
+@own_kind
 def test_script_is_called_as_documented(plugged: Guest) -> None:
     """A script of one's own is called to add and to remove, and finds the target and the mode in xenstore.
 
@@ -197,7 +211,7 @@ def test_script_is_called_as_documented(plugged: Guest) -> None:
         assert (words["params"], words["mode"]) == (f"what:{LOOP.target}", "r")
 
 
-@only("pv")
+@own_kind
 def test_failing_script(plugged: Guest) -> None:
     """When a script fails, its reason is in the log of the scripts and in xenstore, and nothing is left of the device.
 
@@ -220,7 +234,7 @@ BAD = {
 }
 
 
-@only("pv")
+@own_kind
 @pytest.mark.parametrize("case", BAD)
 def test_bad_disk_is_refused(plugged: Guest, case: str) -> None:
     """A disk that cannot be is refused with an error that says why, and leaves nothing.
@@ -235,7 +249,7 @@ def test_bad_disk_is_refused(plugged: Guest, case: str) -> None:
     plugged.host.leaks.check(before)
 
 
-@only("pv")
+@own_kind
 def test_unknown_disk_cannot_be_detached(plugged: Guest) -> None:
     """To detach a disk that the guest does not have is an error that names it.
 
@@ -266,7 +280,7 @@ def test_full_disk_of_dom0(plugged: Guest) -> None:
     host.leaks.check(before)
 
 
-@only("pv")
+@own_kind
 @pytest.mark.needs("qdisk")
 def test_back_end_dies_while_the_guest_writes(plugged: Guest) -> None:
     """A QEMU that dies takes its disks with it, nothing else: the guest lives, and they can be removed by force.

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from fixtures.hotplug import MAX_MIB, START_MIB, TIMES, Rounds, mainly
+from fixtures.hotplug import BALLOON, MAX_MIB, START_MIB, TIMES, Rounds, mainly
 from suites.hotplug.use import SOME_TIMES
+from xentests.host.command import Result
+from xentests.host.guest_log import GuestFailure
+from xentests.host.guest_spec import GuestSpec
 from xentests.host.guests import Guest
 from xentests.host.host import Host
 from xentests.host.xl import parse_list
 
 LOW_MIB = START_MIB - 24
 RETRY_S = 60.0
-_BALLOON = "/sys/devices/system/xen_memory/xen_memory0/info/current_kb"
 _ASKED = "/sys/devices/system/xen_memory/xen_memory0/target_kb"
 _DELAY = "/sys/devices/system/xen_memory/xen_memory0/max_schedule_delay"
 _TOTAL = "awk '/^MemTotal/ { print $2 }' /proc/meminfo"
@@ -45,8 +47,25 @@ def memory(guest: Guest) -> Memory:
     return Memory(
         xen_mib=parse_list(listed)[0].memory_mib,
         target_mib=int(target) / 1024,
-        guest_mib=int(guest.succeed(f"cat {_BALLOON}")) / 1024,
+        guest_mib=int(guest.succeed(f"cat {BALLOON}")) / 1024,
     )
+
+
+def try_xl(host: Host, *arguments: str) -> Result:
+    """How `xl mem-set` or `xl mem-max` ended; where it aborted, as it does on Arm, the test is an expected failure."""
+    result = host.run("xl", *arguments)
+    if "Assertion `!libxl_defbool_is_default(db)' failed" in result.stderr.decode():
+        pytest.xfail(
+            "on Arm, xl mem-set and mem-max abort: libxl__arch_extra_memory() takes the value of `acpi` from a "
+            "configuration whose defaults were not set (libxl_arm.c)"
+        )
+    return result
+
+
+def mem_set(guest: Guest, mib: int) -> None:
+    """`xl mem-set`, which has to be done."""
+    result = try_xl(guest.host, "mem-set", guest.name, f"{mib}m")
+    assert result.exit_code == 0, result
 
 
 def start(guest: Guest) -> Memory:
@@ -55,16 +74,16 @@ def start(guest: Guest) -> Memory:
     The guest's balloon is told to try again after a second: on its own it waits up to 32.
     """
     guest.succeed(f"echo 1 > {_DELAY}")
-    guest.xl("mem-set", f"{START_MIB}m")
-    guest.wait_for(f"cat {_BALLOON} {_ASKED} | uniq | wc -l", "1", RETRY_S)
+    mem_set(guest, START_MIB)
+    guest.wait_for(f"cat {BALLOON} {_ASKED} | uniq | wc -l", "1", RETRY_S)
     return memory(guest)
 
 
 def reaches(guest: Guest, mib: int, since: Memory) -> None:
     """Set a target, ``mib`` above that of ``since``, and wait until Xen, xenstore and the guest have it."""
-    guest.xl("mem-set", f"{START_MIB + mib}m")
+    mem_set(guest, START_MIB + mib)
     wanted = round((since.guest_mib + mib) * 1024)
-    guest.wait_for(f"off=$(($(cat {_BALLOON}) - {wanted})); [ ${{off#-}} -le 512 ] && echo reached", "reached", RETRY_S)
+    guest.wait_for(f"off=$(($(cat {BALLOON}) - {wanted})); [ ${{off#-}} -le 512 ] && echo reached", "reached", RETRY_S)
     seen = memory(guest)
     assert seen.grown_by(mib, since), f"{mib:+} MiB were asked for: {seen}, and before that {since}"
 
@@ -99,13 +118,31 @@ def test_memory_beyond_the_start(plugged: Guest) -> None:
     assert plugged.succeed("md5sum < /tmp/kept", timeout_s=60) == kept
 
 
+@pytest.mark.needs("arm64")
+def test_room_above_the_start(xen_host: Host) -> None:
+    """A guest that is made with less than its maxmem comes up with what it was made with.
+
+    docs/man/xl.cfg.5, maxmem: "In combination with memory= it will start the guest 'pre-ballooned'".
+    """
+    try:
+        guest = xen_host.guests.create(GuestSpec(memory_mib=START_MIB, maxmem_mib=MAX_MIB))
+    except GuestFailure as failure:
+        if "xc_dom_boot_mem_init: can't allocate low memory for domain: Out of memory" not in str(failure):
+            raise
+        pytest.xfail(
+            "on Arm, libxl asks for as much as maxmem of a domain that it had limited to memory (libxl_dom.c, "
+            "libxl__build_dom and libxl__build_pre): nothing populates on demand there"
+        )
+    assert memory(guest).xen_mib <= START_MIB + 1
+
+
 def test_target_beyond_maxmem_is_refused(plugged: Guest) -> None:
     """A target above maxmem is an error, and changes nothing.
 
     docs/man/xl.1, mem-set: "This must be less than the initial maxmem parameter in the domain's configuration."
     """
     before = memory(plugged)
-    result = plugged.host.run("xl", "mem-set", plugged.name, f"{MAX_MIB + 1}m")
+    result = try_xl(plugged.host, "mem-set", plugged.name, f"{MAX_MIB + 1}m")
     assert result.exit_code != 0, result
     assert memory(plugged).target_mib == before.target_mib
 
@@ -116,10 +153,11 @@ def test_limit_below_the_target_is_refused(plugged: Guest) -> None:
     docs/man/xl.1, mem-max: "mem can't be set lower than the current memory target". Before 4.17 it goes on: "the
     initial maxmem value is still used as an upper limit for xl mem-set ... mem-set will reset this value".
     """
-    result = plugged.host.run("xl", "mem-max", plugged.name, f"{LOW_MIB}m")
+    result = try_xl(plugged.host, "mem-max", plugged.name, f"{LOW_MIB}m")
     assert result.exit_code != 0, result
-    plugged.xl("mem-max", f"{START_MIB}m")
-    beyond = plugged.host.run("xl", "mem-set", plugged.name, f"{START_MIB + 8}m")
+    allowed = try_xl(plugged.host, "mem-max", plugged.name, f"{START_MIB}m")
+    assert allowed.exit_code == 0, allowed
+    beyond = try_xl(plugged.host, "mem-set", plugged.name, f"{START_MIB + 8}m")
     assert (beyond.exit_code == 0) == (plugged.host.xl.info().release < (4, 17)), beyond
 
 
@@ -129,7 +167,7 @@ def test_dom0_keeps_its_floor(xen_host: Host) -> None:
     tools/libs/light/libxl_internal.h, LIBXL_MIN_DOM0_MEM: 128 MiB.
     """
     before = [domain.memory_mib for domain in xen_host.xl.list()]
-    result = xen_host.run("xl", "mem-set", "Domain-0", "127m")
+    result = try_xl(xen_host, "mem-set", "Domain-0", "127m")
     assert result.exit_code != 0, result
     assert "below the minimum threshold" in result.stderr.decode()
     assert [domain.memory_mib for domain in xen_host.xl.list()] == before

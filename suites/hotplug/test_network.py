@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
-from fixtures.hotplug import BRIDGE, FOLDER, HOST_ADDRESS, NIC, TIMES, Rounds, growing, mainly, only, plugging
+from fixtures.guests import OWN
+from fixtures.hotplug import BRIDGE, FOLDER, HOST_ADDRESS, NIC, TIMES, Rounds, growing, mainly, own_kind, plugging
 from suites.hotplug.use import SOME_TIMES, bring_up, loses, ping_and_verify
 from xentests.host.capabilities import GUEST_KINDS
+from xentests.host.guest_spec import Kind
 from xentests.host.guests import Guest
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
@@ -49,6 +51,7 @@ _MAKE = "dd if=/dev/urandom of=/tmp/sent bs=1M count=2 2>/dev/null; sha256sum < 
             )
             for kind, capability in GUEST_KINDS.items()
         ),
+        pytest.param("pvh", "vif-bridge", marks=pytest.mark.needs("arm64"), id="arm64"),
     ],
     indirect=["plugged"],
 )
@@ -86,13 +89,13 @@ def test_data_to_dom0_and_back(plugged: Guest) -> None:
     assert host.succeed("sh", "-c", f"busybox {_FETCH.format(ADDRESS)}", timeout_s=60).text == sent
 
 
-@pytest.mark.needs("pv")
-def test_data_to_another_guest(hosts: Hosts, one_cpu: Machine) -> None:
+@pytest.mark.parametrize("kind", OWN)
+def test_data_to_another_guest(hosts: Hosts, one_cpu: Machine, kind: Kind) -> None:
     """Two guests with interfaces on one bridge reach each other: packets are counted, data arrives as it was sent.
 
     docs/man/xl-network-configuration.5, bridge.
     """
-    specs = [growing("pv", qdisk=False, name=name) for name in ("guest", "other")]
+    specs = [growing(kind, one_cpu, qdisk=False, name=name) for name in ("guest", "other")]
     made = hosts.pristine(machine=one_cpu, prepared=plugging(*specs)).guests.made
     guest, other = made["guest"], made["other"]
     near = guest.devices.attach(NIC)
@@ -104,7 +107,7 @@ def test_data_to_another_guest(hosts: Hosts, one_cpu: Machine) -> None:
     assert guest.succeed(_FETCH.format(OTHER_ADDRESS), timeout_s=60) == sent
 
 
-@only("pv")
+@own_kind
 def test_script_is_called_with_its_environment(plugged: Guest) -> None:
     """The script of an interface is called when it comes and when it goes, and told which one in its environment.
 
@@ -133,7 +136,7 @@ def test_rate_limit_holds(hosts: Hosts, machine: Machine) -> None:
 
     docs/man/xl-network-configuration.5, rate: "the rate at which the outgoing traffic will be limited to".
     """
-    spec = growing("pv", qdisk=False)
+    spec = growing("pv", machine, qdisk=False)
     steady = machine.with_(timing="deterministic", cpus=1)
     guest = hosts.pristine(machine=steady, prepared=plugging(spec)).guests.made[spec.name]
     bring_up(guest.devices.attach(dataclasses.replace(NIC, rate="1MB/s@20ms")), ADDRESS)
@@ -145,7 +148,7 @@ def test_rate_limit_holds(hosts: Hosts, machine: Machine) -> None:
     assert 0.8e6 < SENT / (ended - began) < 1.2e6, f"{SENT} bytes took {ended - began:.2f} s"
 
 
-@only("pv")
+@own_kind
 def test_unknown_bridge_is_refused(plugged: Guest) -> None:
     """An interface for a bridge that does not exist is refused, with an error that names the bridge.
 
@@ -163,7 +166,7 @@ def test_unknown_bridge_is_refused(plugged: Guest) -> None:
         pytest.xfail("libxl leaves the nodes of a device whose script failed until it is detached (libxl_device.c)")
 
 
-@only("pv")
+@own_kind
 def test_unknown_interface_cannot_be_detached(plugged: Guest) -> None:
     """To detach an interface that the guest does not have is an error, and leaves those that it has.
 

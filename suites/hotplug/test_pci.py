@@ -21,7 +21,7 @@ from xentests.host.pci import Dom0Pci, GuestPci, Packets, nic
 from xentests.lab.machine import Machine
 from xentests.pytest_plugin.supply import Hosts
 
-pytestmark = pytest.mark.needs("pci-backend", "e1000")
+pytestmark = pytest.mark.needs("amd64", "pci-backend", "e1000")
 
 CARD, OTHER_CARD = nic(0), nic(1)
 NOTHING, NONSENSE = "0000:00:1e.0", "nonsense"

@@ -122,15 +122,15 @@ def test_preserved_poweroff(six_guests: Host) -> None:
     guest.destroy()
 
 
-def test_dump_core(pv_guest: Guest) -> None:
+def test_dump_core(own_guest: Guest) -> None:
     """`xl dump-core` writes the guest's memory into a file in ELF, and the guest goes on.
 
     docs/man/xl.1, "dump-core"; docs/misc/dump-core-format.txt.
     """
     path = "/root/core"
-    pv_guest.xl("dump-core", path)
-    assert is_core(pv_guest.host, path, pv_guest.spec.memory_mib)
-    pv_guest.wait_tick()
+    own_guest.xl("dump-core", path)
+    assert is_core(own_guest.host, path, own_guest.spec.memory_mib)
+    own_guest.wait_tick()
 
 
 def is_core(host: Host, path: str, memory_mib: int) -> bool:

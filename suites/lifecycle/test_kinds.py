@@ -17,14 +17,14 @@ TALK_BYTES = 1 << 20
 MEMORY_MIB, GUEST_MIB = 8192, 1152
 
 
-def test_console_survives_much_output(pv_guest: Guest) -> None:
+def test_console_survives_much_output(own_guest: Guest) -> None:
     """A guest that prints 1 MiB at once loses none of it: the log has every byte, and the console still answers."""
     line = "abcdefghijklmnopqrstuvwxyz0123456789" * 3
     count = TALK_BYTES // (len(line) + 1)
-    pv_guest.succeed(f"yes {line} | head -n {count}", timeout_s=120)
-    said = pv_guest.log.raw().replace(b"\r", b"")
+    own_guest.succeed(f"yes {line} | head -n {count}", timeout_s=120)
+    said = own_guest.log.raw().replace(b"\r", b"")
     assert said.count(line.encode()) >= count
-    assert pv_guest.succeed("echo still here") == "still here"
+    assert own_guest.succeed("echo still here") == "still here"
 
 
 # Each vCPU of a guest in hardware takes an emulated CPU seconds to boot, and 16 of them keep it busy for a minute.

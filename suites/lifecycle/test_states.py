@@ -35,16 +35,16 @@ def test_pause(guest: Guest) -> None:
     assert guest.wait_tick().number <= last.number + 2
 
 
-def test_rename(pv_guest: Guest) -> None:
+def test_rename(own_guest: Guest) -> None:
     """A renamed guest is found under its new name only, and runs on.
 
     docs/man/xl.1, "rename".
     """
-    pv_guest.rename("other")
-    host = pv_guest.host
+    own_guest.rename("other")
+    host = own_guest.host
     assert [entry.name for entry in host.xl.list()] == ["Domain-0", "other"]
-    assert host.xenstore.read(f"/local/domain/{pv_guest.domid}/name") == "other"
-    assert pv_guest.succeed("echo here") == "here"
+    assert host.xenstore.read(f"/local/domain/{own_guest.domid}/name") == "other"
+    assert own_guest.succeed("echo here") == "here"
 
 
 def fill(guest: Guest) -> str:
@@ -74,32 +74,32 @@ def test_save_and_restore(guest: Guest) -> None:
 
 
 @pytest.mark.needs("save-restore")
-def test_save_and_go_on(pv_guest: Guest) -> None:
+def test_save_and_go_on(own_guest: Guest) -> None:
     """With -c the guest goes on after it has been saved, and the file is as good.
 
     docs/man/xl.1, "save": -c leaves the domain running after creating the snapshot.
     """
-    pv_guest.save(SAVED, "-c")
+    own_guest.save(SAVED, "-c")
     try:
-        pv_guest.wait_tick()
+        own_guest.wait_tick()
     except GuestFailure:
-        old = pv_guest.host.xl.info().release < (4, 15)
-        if old and b"register_vcpu_info failed" in pv_guest.log.raw():
+        old = own_guest.host.xl.info().release < (4, 15)
+        if old and b"register_vcpu_info failed" in own_guest.log.raw():
             pytest.xfail("Xen 4.14 tells a PV guest that goes on, by hypercall result 0, that it was restored: it dies")
         raise
-    pv_guest.destroy()
-    pv_guest.restore(SAVED)
-    pv_guest.wait_tick()
+    own_guest.destroy()
+    own_guest.restore(SAVED)
+    own_guest.wait_tick()
 
 
 @pytest.mark.needs("save-restore")
-def test_a_damaged_save_is_refused(pv_guest: Guest) -> None:
+def test_a_damaged_save_is_refused(own_guest: Guest) -> None:
     """A file that ends too early makes no guest: `xl restore` fails, says so, and leaves nothing behind.
 
     docs/specs/libxc-migration-stream.pandoc, "END": a stream without this record is incomplete.
     """
-    host = pv_guest.host
-    pv_guest.save(SAVED)
+    host = own_guest.host
+    own_guest.save(SAVED)
     before = host.leaks.snapshot()
     host.succeed("truncate", "-s", "-4M", SAVED)
     failed = host.fail("xl", "restore", SAVED, timeout_s=60)
