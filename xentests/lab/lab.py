@@ -154,6 +154,8 @@ class Lab:
         ``key`` names everything that ``prepare`` does; change it when ``prepare`` changes.
         """
 
+        shown = key.partition("\n")[0]  # a key may hold a script, and an error's first line is its summary
+
         def build(target: Path) -> dict[str, object]:
             sticks = [stick_file(number) for number in range(base.machine.usb_sticks)]
             for name in (template.RAM, template.DISK, *sticks):
@@ -161,13 +163,13 @@ class Lab:
             plan = _Plan(
                 base.image, base.machine, memory=target / template.RAM, disk=target / template.DISK, loads=base
             )
-            name = f"template {base.image.release} ({key[:20]})"
+            name = f"template {base.image.release} ({shown[:20].strip()})"
             domain = self._start(plan, name=name, log_dir=self._log_dir("derived"))
             domain.resume()
             return self._freeze(domain, target, prepare)
 
         full_key = self._template_key(base.image, base.machine, base.key, base.entry.digest, key)
-        what = f"template of {base.image.release} {base.machine.arch} with {key[:40]}"
+        what = f"template of {base.image.release} {base.machine.arch} with {shown[:40].strip()}"
         return Template(self.store.get("template", full_key, build, what=what), base.image, base.machine)
 
     def clone(self, source: Template, *, name: str, log_dir: Path, standby: bool = True) -> Domain:
