@@ -26,7 +26,7 @@ def test_boots_and_runs_guests(slim: Slim, config: Config) -> None:
     """A hypervisor of this configuration boots dom0 and runs a guest of each kind that it is to run."""
     host = slim(config)
     for kind in config.kinds:
-        guest = host.guests.create(GuestSpec(name=f"guest-{kind or 'arm'}", kind=kind, memory_mib=96))
+        guest = host.guests.create(GuestSpec(name=f"guest-{kind or 'arm'}", kind=kind))
         guest.wait_tick()
         guest.destroy()
 

@@ -56,7 +56,7 @@ CRASHES: dict[Action, tuple[int, int]] = {
 }
 """Each action on a crash -> how many domains there are of the guest afterwards, and how many core dumps."""
 
-SPECS = tuple(GuestSpec(name=action, on_crash=action, on_poweroff="preserve", memory_mib=96) for action in CRASHES)
+SPECS = tuple(GuestSpec(name=action, on_crash=action, on_poweroff="preserve") for action in CRASHES)
 
 
 @pytest.fixture
