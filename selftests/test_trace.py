@@ -32,6 +32,7 @@ def cpu(number: int, content: bytes) -> bytes:
     return record(0x1F003, number, len(content)) + content
 
 
+SVG = "{http://www.w3.org/2000/svg}"
 TRACE = (
     cpu(0, change(100, 1, RUNNABLE, RUNNING) + change(130, 1, RUNNING, RUNNABLE) + change(130, 2, RUNNABLE, RUNNING))
     + cpu(1, change(110, 3, BLOCKED, RUNNING))
@@ -84,7 +85,19 @@ def test_picture() -> None:
     """A picture is an SVG file with a row for each vCPU, by its guest's name, and a rectangle for each run."""
     picture = draw(Timeline(tuple(records(TRACE))), start=90, end=190, names={1: "<one>"}, title="a & b")
     root = ElementTree.fromstring(picture)
-    texts = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    texts = ["".join(each.itertext()) for each in root.iter(f"{SVG}text")]
     assert {"<one> v0", "domain 2 v0", "a & b"} <= set(texts)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}title"))) == 4
+    assert len(list(root.iter(f"{SVG}title"))) == 4
     assert "script" not in picture
+
+
+def test_picture_of_a_part() -> None:
+    """What runs all through the part that is shown is in its picture, from edge to edge and not beyond."""
+    timeline = Timeline(tuple(records(TRACE)))
+    run = max(timeline.runs, key=lambda span: span.length)
+    third = run.length // 3
+    picture = draw(timeline, start=run.start + third, end=run.end - third, names={}, title="a part")
+    titled = [each for each in ElementTree.fromstring(picture).iter() if each.find(f"{SVG}title") is not None]
+    drawn = [(float(each.get("x", "0")), float(each.get("width", "0"))) for each in titled]
+    assert (130, 1060) in drawn
+    assert all(x >= 130 and x + width <= 1190.01 for x, width in drawn)

@@ -15,9 +15,13 @@ _MOST = 6000
 
 
 def draw(timeline: Timeline, *, start: int, end: int, names: Mapping[int, str], title: str) -> str:
-    """The picture of what happened from ``start`` to ``end``; ``names`` of domains."""
-    part = timeline.between(start, end)
-    rows = sorted({span.vcpu for span in (*part.runs, *part.waits)})
+    """The picture of what happened from ``start`` to ``end``, with what began before or went on after it; ``names`` of
+    domains.
+    """
+    ran, waited = (
+        [span for span in spans if span.start < end and span.end > start] for spans in (timeline.runs, timeline.waits)
+    )
+    rows = sorted({span.vcpu for span in (*ran, *waited)})
     height = _TOP + _ROW * len(rows) + 34
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
@@ -31,8 +35,8 @@ def draw(timeline: Timeline, *, start: int, end: int, names: Mapping[int, str], 
         y = _TOP + _ROW * row
         out.append(f'<text x="8" y="{y + 17}">{escape(_name(vcpu, names))}</text>')
         out.append(f'<rect x="{_LEFT}" y="{y + 3}" width="{_WIDTH - _LEFT - 10}" height="{_ROW - 6}" fill="#f4f4f4"/>')
-        waits = [(span, _WAITING, 6) for span in part.waits if span.vcpu == vcpu]
-        runs = [(span, _COLOURS[span.cpu % len(_COLOURS)], 0) for span in part.runs if span.vcpu == vcpu]
+        waits = [(span, _WAITING, 6) for span in waited if span.vcpu == vcpu]
+        runs = [(span, _COLOURS[span.cpu % len(_COLOURS)], 0) for span in ran if span.vcpu == vcpu]
         for span, colour, inset in waits + runs:
             shown += 1
             if shown <= _MOST:
@@ -52,8 +56,8 @@ def _x(at: int, start: int, end: int) -> float:
 
 
 def _rectangle(span: Span, start: int, end: int, y: int, colour: str, inset: int) -> str:
-    left = _x(span.start, start, end)
-    width = max(0.4, _x(span.end, start, end) - left)
+    left = _x(max(span.start, start), start, end)
+    width = max(0.4, _x(min(span.end, end), start, end) - left)
     about = f"pCPU {span.cpu}, {span.length / 1e6:.3f} ms from {(span.start - start) / 1e6:.3f} ms"
     return (
         f'<rect x="{left:.2f}" y="{y + 3 + inset}" width="{width:.2f}" height="{_ROW - 6 - 2 * inset}" '
@@ -67,5 +71,6 @@ def _axis(start: int, end: int, y: int) -> list[str]:
         at = start + (end - start) * part // 10
         x = _x(at, start, end)
         out.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{y}" stroke="#bbbbbb" stroke-width="0.5"/>')
-        out.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{(at - start) / 1e6:g} ms</text>')
+        anchor = "end" if part == 10 else "middle"  # the last one would be cut off
+        out.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="{anchor}">{(at - start) / 1e6:g} ms</text>')
     return out
