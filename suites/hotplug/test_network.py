@@ -46,7 +46,7 @@ _MAKE = "dd if=/dev/urandom of=/tmp/sent bs=1M count=2 2>/dev/null; sha256sum < 
             pytest.param(
                 kind,
                 "vif-bridge",
-                marks=[pytest.mark.needs(capability), *([pytest.mark.long] if kind != "hvm" else [])],
+                marks=[pytest.mark.needs("amd64", capability), *([pytest.mark.long] if kind != "hvm" else [])],
                 id=kind,
             )
             for kind, capability in GUEST_KINDS.items()

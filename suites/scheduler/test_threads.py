@@ -55,6 +55,7 @@ def test_core_scheduling(pcpus: MakePcpus, figure: Figure) -> None:
 
     Together they then have as much CPU time as passes; with a thread each it would be twice as much. Where they are
     seen does not tell: ``xl vcpu-list`` asks for one guest after the other, and they change places in between.
+
     docs/misc/xen-command-line.pandoc, sched-gran: "only vcpus of the same domain ... on all siblings of a core".
     """
     host = threads(pcpus, *_GUESTS, xen_args=("sched-gran=core",))
