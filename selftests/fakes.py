@@ -130,7 +130,7 @@ class FakeDomain:
 
     def state(self) -> str:
         """As told."""
-        return "running" if self.running else "paused"
+        return "gone" if self.gone else "running" if self.running else "paused"
 
     def agent(self, command: str, arguments: dict[str, object] | None = None, *, timeout_s: float) -> Any:
         """One command of qemu-ga."""

@@ -149,6 +149,16 @@ def test_wait_for_times_out(console: Console, domain: FakeDomain) -> None:
         console.wait_for("(", 1)
 
 
+def test_wait_for_ends_with_the_machine(console: Console, domain: FakeDomain) -> None:
+    """When QEMU has ended nothing more can come, which says nothing about Xen; what it wrote before still counts."""
+    domain.say("last words\n")
+    domain.gone = True
+    with pytest.raises(DomainGone, match=r"fake: its QEMU ended while 'never' was waited for(?s:.*)last words"):
+        assert elapsed(lambda: console.wait_for("never", 60)) < 10
+    domain.later(0.1, lambda: domain.say("more\n"))
+    assert console.wait_for("more", 60)
+
+
 def test_log_that_is_not_there_yet(tmp_path: Path) -> None:
     """Before QEMU has made the file there is nothing to read, and no error."""
     domain = FakeDomain(tmp_path)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_what_an_old_qemu_executes_wrongly_is_left_out(machine: Machine, qemu: s
     made = domain_xml(name="host", machine=machine, boot=BOOT, files=COLD, qemu=qemu)
     assert ('<feature policy="disable" name="cx16"/>' in made.replace(" />", "/>")) is without
     assert ("AuthenticAMD,+svm,+npt,-cx16" in made) is (without and "vendor" in machine.cpu_model)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus", "recorded"),
+    [(CLONE, 1, True), (COLD, 1, False), (CLONE, 2, False), (dataclasses.replace(CLONE, memory_shared=True), 1, False)],
+    ids=["clone", "booted", "two-cpus", "to-be-frozen"],
+)
+def test_what_repeats_is_recorded(files: DomainFiles, cpus: int, recorded: bool) -> None:
+    """QEMU's main loop and its CPU take turns when it records, which it refuses with several CPUs and to freeze."""
+    machine = Machine("amd64", timing="deterministic", cpus=cpus)
+    made = domain_xml(name="host", machine=machine, boot=BOOT, files=files)
+    assert (",rr=record,rrfile=/dev/null" in made) is recorded
+    assert "shift=3,sleep=off" in made
 
 
 def test_a_comma_in_a_path_is_doubled_for_qemu() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from xentests.host.crash import BANNER, CrashScanner, Sighting
 from xentests.text import clean, tail
 
 _CHUNK = 256 << 10
+_ASK_EVERY_S = 1.0  # whether there is still somebody to say something
 _UNREAD_LIMIT = 4 << 20
 _LINES_BEFORE, _LINES_AFTER = 12, 40
 _SWITCH_INPUT = b"\x01\x01\x01"
@@ -33,6 +35,7 @@ class _Typist(Protocol):
     @property
     def console_log(self) -> Path: ...
     def console_write(self, data: bytes) -> None: ...
+    def state(self) -> str: ...
 
 
 class ConsoleTimeout(ProductFailure):
@@ -184,7 +187,7 @@ class Console:
         """Wait for a regular expression in the text not yet read, and read up to the end of its match.
 
         The text holds ``\\n`` line ends and is otherwise raw. Raises ConsoleTimeout, or HypervisorCrash as soon as a
-        crash is seen.
+        crash is seen, or DomainGone when no more can come.
         """
         try:
             regex = re.compile(pattern, re.MULTILINE)
@@ -201,13 +204,22 @@ class Console:
 
     def _wait(self, regex: re.Pattern[str], timeout_s: float) -> re.Match[str] | None:
         deadline = Deadline(timeout_s)
-        searched = -1
+        searched, asked = -1, time.monotonic()
 
         def look() -> re.Match[str] | bool:
-            nonlocal searched
+            nonlocal searched, asked
+            gone = False
+            if time.monotonic() - asked > _ASK_EVERY_S:
+                asked = time.monotonic()
+                gone = self._domain.state() == "gone"  # before its last words are read
             self.check()
             match = regex.search(self._unread) if len(self._unread) != searched else None
             searched = len(self._unread)
+            if gone and match is None:
+                raise DomainGone(
+                    f"{self._domain.name}: its QEMU ended while {regex.pattern!r} was waited for on its console. Last "
+                    f"lines:\n{self.tail()}\nThe whole console: {self.log}. Look at the end of the domain's QEMU log"
+                )
             return match or deadline.passed
 
         found = until(look, what="console", deadline=timeout_s + 60, error=ProductFailure, slowest_s=0.1)

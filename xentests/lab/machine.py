@@ -27,6 +27,9 @@ interrupt pins of the chip set."""
 GUEST_CONSOLE_PORTS = tuple(f"org.xentests.console.{number}" for number in range(4))
 """virtio-serial ports free for guests' consoles, bridged to ``xl console`` in dom0."""
 
+ICOUNT_SHIFT = 3
+"""An instruction of a deterministic machine takes 2^3 ns of its time: QEMU's ``-icount shift=``."""
+
 _CPU = re.compile(r"[A-Za-z0-9_.-]+(,(vendor=[A-Za-z]+|[+-][a-z0-9_.-]+))*")
 
 # qemu64 with SVM and nested paging is the one model on which PV, PVH and HVM guests all run under TCG, on every QEMU

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shlex
 import shutil
+import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from xentests.deadline import until
 from xentests.errors import LabError
 from xentests.image.image import Image
-from xentests.lab.machine import Machine
+from xentests.lab.machine import ICOUNT_SHIFT, Machine
 from xentests.lab.store import Entry
 
 RAM = "ram"
@@ -25,6 +26,9 @@ STATE = "state"
 DISK = "disk.qcow2"
 BOOT_LOG = "boot.log"
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
+# A subsection's mark, the length of its name, its name, its version (QEMU docs/devel/migration, "vmstate").
+_COUNT = b"\x05\x0ctimer/icount" + (1).to_bytes(4, "big")
+_BIAS_AND_COUNT = struct.Struct(">qq")
 
 
 class TemplateError(LabError):
@@ -46,9 +50,10 @@ class Template:
 
 
 class Monitor(Protocol):
-    """What freezing needs of a machine: its name and its monitor."""
+    """What freezing needs of a machine: its name, what it is, and its monitor."""
 
     name: str
+    machine: Machine
 
     def monitor(self, command: str, **arguments: object) -> Any:
         """Run one QMP command."""
@@ -60,6 +65,25 @@ def freeze(domain: Monitor, state: Path, *, qemu_version: str) -> None:
     domain.monitor("migrate-set-capabilities", capabilities=_CAPABILITIES)
     domain.monitor("migrate", uri=_uri(state, qemu_version, write=True))
     _finish(domain, f"freezing {domain.name}")
+    if domain.machine.timing == "deterministic":
+        count_from_zero(state)
+
+
+def count_from_zero(state: Path) -> None:
+    """Have a frozen deterministic machine count its instructions from zero again, at the same time of its own.
+
+    Its time is ``bias + (instructions << ICOUNT_SHIFT)``. Recorded, a machine begins to count at zero, and QEMU aborts if 2^31
+    instructions or more seem to pass at once. The layout is that of QEMU's system/cpu-timers.c (softmmu/ before 9.0),
+    ``icount_vmstate_timers``. LabError when it is not to be found.
+    """
+    data = state.read_bytes()
+    at = data.find(_COUNT) + len(_COUNT)
+    if data.count(_COUNT) != 1 or len(data) < at + _BIAS_AND_COUNT.size:
+        raise TemplateError(f"{state}: no count of instructions as QEMU 7.2 to 10.0 save it; use one of these")
+    bias, count = _BIAS_AND_COUNT.unpack_from(data, at)
+    with state.open("r+b") as file:
+        file.seek(at)
+        file.write(_BIAS_AND_COUNT.pack(bias + (count << ICOUNT_SHIFT), 0))
 
 
 def load(domain: Monitor, state: Path, *, qemu_version: str) -> None:
