@@ -285,8 +285,8 @@ def _qemu_options(root: ET.Element, machine: Machine, cpu_model: str, boot: Boot
         option("-m", f"{machine.memory_mib}M")
         option("-object", f"memory-backend-ram,id=xentests.ram,{size}", "-machine", "memory-backend=xentests.ram")
     if machine.timing == "deterministic":
-        # A clone is recorded: QEMU's main loop then never looks at a CPU that is at work, but neither is a disk as quick
-        # as a boot wants it (docs/decisions/08-two-timings.md). QEMU records one CPU only, and cannot freeze it.
+        # A clone is recorded: QEMU's main loop then never looks at a CPU that is at work. A boot is not: its disk would
+        # be slow (docs/decisions/08-two-timings.md). QEMU records one CPU only, and cannot freeze it.
         clone = files.incoming and not files.memory_shared
         record = ",rr=record,rrfile=/dev/null" if clone and machine.cpus == 1 else ""
         option("-icount", f"shift={ICOUNT_SHIFT},sleep=off{record}", "-rtc", "base=2026-01-01T00:00:00,clock=vm")

@@ -72,9 +72,9 @@ def freeze(domain: Monitor, state: Path, *, qemu_version: str) -> None:
 def count_from_zero(state: Path) -> None:
     """Have a frozen deterministic machine count its instructions from zero again, at the same time of its own.
 
-    Its time is ``bias + (instructions << ICOUNT_SHIFT)``. Recorded, a machine begins to count at zero, and QEMU aborts if 2^31
-    instructions or more seem to pass at once. The layout is that of QEMU's system/cpu-timers.c (softmmu/ before 9.0),
-    ``icount_vmstate_timers``. LabError when it is not to be found.
+    Its time is ``bias + (instructions << ICOUNT_SHIFT)``. Recorded, a machine begins to count at zero, and QEMU aborts
+    if 2^31 instructions or more seem to pass at once. The layout is that of QEMU's system/cpu-timers.c (softmmu/ before
+    9.0), ``icount_vmstate_timers``. TemplateError when it is not to be found.
     """
     data = state.read_bytes()
     at = data.find(_COUNT) + len(_COUNT)
