@@ -34,6 +34,7 @@ class FakeMachine:
     arch: str = "amd64"
     cpus: int = 2
     timing: str = "fast"
+    xen_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

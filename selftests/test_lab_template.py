@@ -1,4 +1,4 @@
-"""A frozen deterministic machine's count of instructions, as QEMU saves it."""
+"""What is changed in a frozen deterministic machine: its count of instructions, and what dom0 waits for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xentests.lab.template import TemplateError, count_from_zero
+from xentests.lab.template import ASLEEP, AWAKE, TemplateError, awaken, count_from_zero
 
 NAME = b"\x05\x0ctimer/icount\x00\x00\x00\x01"
 BEFORE, AFTER = b"QEVM, a section, ", b", another section"
@@ -36,3 +36,19 @@ def test_a_state_without_one_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(TemplateError, match="no count of instructions"):
         count_from_zero(state)
     assert state.read_bytes() == data
+
+
+def test_dom0_finds_that_it_is_awake(tmp_path: Path) -> None:
+    """The word is written over wherever it is in memory, and the memory keeps its size and all else."""
+    ram = tmp_path / "ram"
+    ram.write_bytes(bytes(5000) + ASLEEP + b"\n" + bytes(9000) + ASLEEP + bytes(100))
+    awaken(ram)
+    assert ram.read_bytes() == bytes(5000) + AWAKE + b"\n" + bytes(9000) + AWAKE + bytes(100)
+
+
+def test_a_host_that_was_frozen_asleep_is_refused(tmp_path: Path) -> None:
+    """Its clones would never wake."""
+    ram = tmp_path / "ram"
+    ram.write_bytes(bytes(5000) + ASLEEP[:-1])
+    with pytest.raises(TemplateError, match="frozen asleep"):
+        awaken(ram)

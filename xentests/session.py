@@ -113,6 +113,7 @@ class Session:
         def ready(domain: Domain) -> None:
             with contextlib.closing(Host(domain, self.image)) as host:
                 host.wait_ready(ready_limit_s(domain.machine))
+                host.before_freeze()
 
         return self.lab.template(self.image, machine or self.machine, ready=ready)
 
@@ -123,6 +124,7 @@ class Session:
             with contextlib.closing(Host(domain, self.image)) as host:
                 host.wake()
                 prepare(host)
+                host.before_freeze()
 
         return self.lab.derive(base, key=key, prepare=step)
 

@@ -102,6 +102,8 @@ def sharing(scheduler: str) -> Plan:
 
 BUDGETS = {"g0": (100, 20), "g1": (50, 5), "g2": (20, 6)}
 """Period and budget in ms: 20, 10 and 30 % of the CPU."""
+LEFT = (100, 10)
+"""That of the fourth guest."""
 EQUAL = (20, 4)
 RTDS_WAKE = (10, 2)
 
@@ -119,7 +121,15 @@ def reservations() -> Plan:
             "budgets",
             {guest: spin(6) for guest in GUESTS},
             6,
-            before=[*(_reserve(guest, *told) for guest, told in BUDGETS.items()), _reserve("g3", 100, 10, extra=True)],
+            before=[*(_reserve(guest, *told) for guest, told in BUDGETS.items()), _reserve("g3", *LEFT)],
+            after=[every],
+            trace=True,
+        ),
+        Section(
+            "budgets beside extra time",
+            {guest: spin(6) for guest in GUESTS},
+            6,
+            before=[*(_reserve(guest, *told) for guest, told in BUDGETS.items()), _reserve("g3", *LEFT, extra=True)],
             after=[every],
             trace=True,
         ),

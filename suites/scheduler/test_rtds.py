@@ -15,14 +15,18 @@ from fixtures.releases import Figure
 from fixtures.scheduling import Bench
 from suites.scheduler.judge import by_xen, jain, require, shares, speeds
 from suites.scheduler.marks import schedulers
-from suites.scheduler.plans import BUDGETS, EQUAL, GUESTS, MS
+from suites.scheduler.plans import BUDGETS, EQUAL, GUESTS, LEFT, MS
 from xentests.load.bench import SECOND, Outcome
 from xentests.trace.records import RTDS_REPLENISH, TIMER
 from xentests.trace.timeline import Replenishment, Vcpu
 
 rtds = schedulers("rtds")
 _OVERRUN = 0.2 * MS
-KNOWN_LATE_MS = 50  # 30 ms were seen, every time
+KNOWN_LATE_MS, KNOWN_LOST = 50, 0.5  # 30 ms late, and three in ten lost, were seen
+_SUSPECT = (
+    "Suspected, by reading rt.c: deadline_queue_insert() orders the queue of replenishments by priority level first, "
+    "and repl_timer_handler() stops at the first not due"
+)
 
 
 def given(outcome: Outcome, name: str) -> list[Replenishment]:
@@ -52,10 +56,11 @@ def test_budgets(bench: Bench, figure: Figure) -> None:
 @rtds
 def test_budgets_are_read_back(bench: Bench) -> None:
     """``xl sched-rtds -v all`` shows period, budget and extra time of each vCPU as they were set."""
-    rows = [line.split() for line in bench.section("budgets").after.splitlines()]
-    listed = {row[0]: row[3:] for row in rows if row and row[0] in GUESTS}
     wanted = {name: [str(period * 1000), str(budget * 1000), "no"] for name, (period, budget) in BUDGETS.items()}
-    assert listed == {**wanted, "g3": ["100000", "10000", "yes"]}
+    for section, extra in (("budgets", "no"), ("budgets beside extra time", "yes")):
+        rows = [line.split() for line in bench.section(section).after.splitlines()]
+        listed = {row[0]: row[3:] for row in rows if row and row[0] in GUESTS}
+        assert listed == {**wanted, "g3": [str(1000 * ms) for ms in LEFT] + [extra]}
 
 
 @rtds
@@ -92,15 +97,16 @@ def test_no_period_has_more_than_the_budget(bench: Bench, figure: Figure) -> Non
     assert worst <= _OVERRUN
 
 
-def lateness(outcome: Outcome, budgets: Mapping[str, tuple[int, int]]) -> list[int]:
-    """How long after the end of a period the budget for the next came, in ns; none may be missing.
+def lateness(outcome: Outcome, budgets: Mapping[str, tuple[int, int]], *, lost_too: bool = False) -> list[int]:
+    """How long after the end of a period the budget for the next came, in ns; none may be missing, but ``lost_too``.
 
     The first one of a vCPU comes with its waking, in the middle of a period.
     """
     late = []
     for name, (period, budget) in budgets.items():
         found = given(outcome, name)
-        assert abs(len(found) - outcome.section.window_s * 1000 // period) <= 1, f"{name}: {len(found)} replenishments"
+        missing = outcome.section.window_s * 1000 // period - len(found)
+        assert lost_too or abs(missing) <= 1, f"{name}: {len(found)} replenishments"
         assert {each.budget for each in found} == {budget * MS}
         late += [each.at - (each.deadline - period * MS) for each in found[1:]]
     assert min(late) > -_OVERRUN  # a guest knows Xen's time to some 70 us, and the trace has it from there
@@ -118,16 +124,22 @@ def test_replenished_on_time(bench: Bench, figure: Figure) -> None:
 
 @rtds
 def test_replenished_on_time_beside_extra_time(bench: Bench, figure: Figure) -> None:
-    """Every budget comes at the end of a period, also while another guest works in extra time."""
-    late = lateness(bench.section("budgets"), BUDGETS)
-    figure("replenishments", len(late))
-    figure("latest, us", round(max(late) / 1000, 3))
-    if MS <= max(late) < KNOWN_LATE_MS * MS:
-        pytest.xfail(
-            f"a budget came {max(late) / MS:.0f} ms late. Suspected, by reading rt.c: deadline_queue_insert() orders "
-            "the queue of replenishments by priority level first, and repl_timer_handler() stops at the first not due"
-        )
-    assert max(late) < MS
+    """Every budget comes at the end of a period, also while another guest works in extra time: none late, none lost.
+
+    Whether any is depends on when the guests began, so it is not the same in every template.
+    """
+    outcome = bench.section("budgets beside extra time")
+    late = {name: lateness(outcome, {name: told}, lost_too=True) for name, told in BUDGETS.items()}
+    lost = {name: 1 - len(late[name]) / (6000 // period) for name, (period, _) in BUDGETS.items()}
+    worst = max(map(max, late.values()))
+    figure("replenishments", sum(map(len, late.values())))
+    figure("latest, us", round(worst / 1000, 3))
+    figure("most lost, %", round(100 * max(lost.values()), 1))
+    found = f"a budget came {worst / MS:.0f} ms late, and {100 * max(lost.values()):.0f} % of a guest's were lost"
+    if (worst >= MS or max(lost.values()) > 0.05) and worst < KNOWN_LATE_MS * MS and max(lost.values()) < KNOWN_LOST:
+        pytest.xfail(f"{found}. {_SUSPECT}")
+    assert worst < MS, found
+    assert max(lost.values()) <= 0.05, found
 
 
 @rtds

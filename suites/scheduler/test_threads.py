@@ -43,7 +43,7 @@ def test_arrangement(pcpus: MakePcpus, arrangement: str, number: int, figure: Fi
     docs/misc/xen-command-line.pandoc, credit2_runqueue: "core: one runqueue per physical core of the host".
     """
     host = threads(pcpus, xen_args=(f"credit2_runqueue={arrangement}",))
-    found = runqueues(host)
+    found = runqueues(host.host)
     figure("runqueues", len(found))
     assert re.search(r"^threads_per_core +: 2$", host.host.succeed("xl", "info").text, re.MULTILINE)
     assert len(found) == number, found

@@ -47,6 +47,8 @@ class Host:
         self.guests = Guests(self)
         self.leaks = Leaks(self)
         self.console_ports: set[str] = set()
+        self.takes_commands = True
+        """False once it is armed for a measurement, which a clone of it will make."""
 
     @property
     def name(self) -> str:
@@ -159,6 +161,10 @@ class Host:
     def wake(self) -> None:
         """Call once after a clone has resumed: sets its clock and reseeds its randomness."""
         wake.wake(self)
+
+    def before_freeze(self) -> None:
+        """Call last before its machine is frozen into a template."""
+        wake.before_freeze(self)
 
     def reboot(self, timeout_s: float = boot.BOOT_S) -> None:
         """Reboot Xen and dom0 in place and wait until they are back; exactly one banner of Xen must come.

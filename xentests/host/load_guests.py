@@ -13,7 +13,7 @@ from xentests.load.program import FOREVER, Told
 if TYPE_CHECKING:
     from xentests.host.host import Host
 
-VERSION = 4
+VERSION = 6
 """To be raised when load guests, or what is done around them, change: hosts are frozen with them."""
 _CREATE_S = 60.0
 _LONG_AGO = (1).to_bytes(8, "little")

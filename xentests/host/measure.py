@@ -13,6 +13,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from xentests.errors import UsageError
+from xentests.host.wake import AWAKE
 
 if TYPE_CHECKING:
     from xentests.host.host import Host
@@ -32,8 +33,7 @@ until pkill -STOP -f lib/xentests/agent; do sleep 1; done
 sync
 sleep 40
 sync
-echo "{ARMED}" > /dev/hvc0
-sleep 5
+%ARMED%
 sh {DIRECTORY}/script > {DIRECTORY}/result 2>&1
 rm /run/xentests-quiet
 pkill -CONT -f lib/xentests/agent
@@ -49,11 +49,13 @@ def arm(host: Host, script: str) -> None:
     """
     _require_deterministic(host)
     host.write_file(f"{DIRECTORY}/script", textwrap.dedent(script).encode())
-    host.write_file(f"{DIRECTORY}/wait", _WAITER.encode())
+    armed = f'sh {AWAKE} "{ARMED}"' if host.arch == "arm64" else f'echo "{ARMED}" > /dev/hvc0\nsleep 5'
+    host.write_file(f"{DIRECTORY}/wait", _WAITER.replace("%ARMED%", armed).encode())
     host.succeed("sh", "-c", _STAY_OFF_THE_DISK)
     host.succeed("sh", f"{DIRECTORY}/script", timeout_s=120.0)
     waiter: dict[str, object] = {"path": "/bin/busybox", "arg": ["sh", f"{DIRECTORY}/wait"]}
     host.domain.agent("guest-exec", waiter, timeout_s=10.0)
+    host.takes_commands = False
     host.console.wait_for(ARMED, timeout_s=60.0)
 
 

@@ -24,6 +24,10 @@ class MachineLike(Protocol):
     def timing(self) -> str:
         """``fast`` or ``deterministic``."""
 
+    @property
+    def xen_args(self) -> tuple[str, ...]:
+        """What stands on Xen's command line besides what every machine has."""
+
 
 class Domain(Protocol):
     """The outer side of one running machine."""

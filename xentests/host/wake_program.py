@@ -5,18 +5,21 @@ translate, this costs 60. And no program in dom0 can make the kernel's random ge
 
 Reads from stdin what ``request`` packs; sets the clock, adds the seed, has the generator reseed itself, and visits
 physical CPUs, if it is to. The exit code has a bit for each call that failed, in the order of ``CALLS``. Sources:
-clock_settime(2), random(4), elf(5), the system call tables of Linux; Xen's public/sched.h for SCHEDOP_pin_override.
+clock_settime(2), random(4), elf(5), the system call tables of Linux; Xen's public/sched.h for what SCHEDOP_pin_override
+and SCHEDOP_poll take.
 """
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-CALLS = ("read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG", "open privcmd", "SCHEDOP_pin_override")
+CALLS = (
+    "read", "clock_settime", "open", "RNDADDENTROPY", "RNDRESEEDCRNG", "open privcmd", "SCHEDOP_pin_override",
+    "SCHEDOP_poll",
+)  # fmt: skip
 SEED_BYTES = 64
 
 _TIME = struct.Struct("<qq")  # struct timespec
@@ -30,8 +33,11 @@ _AT_FDCWD = -100
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _IOCTL_PRIVCMD_HYPERCALL = 0x305000
 _HYPERCALL = struct.Struct("<6Q")  # struct privcmd_hypercall: number, five arguments
-_SCHED_OP, _PIN_OVERRIDE = 29, 7
+_SCHED_OP, _POLL, _PIN_OVERRIDE = 29, 3, 7
+_SCHED_POLL = struct.Struct("<QI4xQ")  # struct sched_poll: ports, how many, when to give up in ns of Xen's time
+_LONG_PAST = 1
 _NO_PIN = -1
+HERE = -2
 _PRIVCMD = "/dev/xen/privcmd"
 
 Good = Literal["request", "zero", "not negative"]
@@ -65,44 +71,88 @@ def failed_calls(exit_code: int) -> list[str]:
 
 
 def program(
-    arch: str, *, visit: int = 0, clock: int = _CLOCK_REALTIME, device: str = "/dev/urandom", privcmd: str = _PRIVCMD
+    arch: str,
+    *,
+    visit: Sequence[int] = (),
+    clock: int = _CLOCK_REALTIME,
+    device: str = "/dev/urandom",
+    privcmd: str = _PRIVCMD,
 ) -> bytes:
     """The ELF file for ``amd64`` or ``arm64``. Selftests give a clock that there is not and harmless devices.
 
-    ``visit``: how many physical CPUs it runs on, one after the other, before it lets Xen choose again; 0 for none.
+    ``visit``: the physical CPUs on which it has Xen set the timer, one after the other, before it lets Xen choose
+    again; ``HERE`` stands for that on which it runs.
     """
-    amd64 = arch == "amd64"
-    read, settime, opened, ioctl = (0, 227, 2, 16) if amd64 else (63, 112, 56, 29)
-
-    def open_(name: str, at: int, flags: int) -> _Call:
-        path: tuple[int | str, ...] = (f"+{at}", flags)
-        where = path if amd64 else (_AT_FDCWD, *path)  # arm64 has openat only
-        return _Call(name, opened, where, good="not negative", keeps_fd=True)
-
-    data = _Data()
-    calls = [
-        _Call("read", read, (0, "@0", _REQUEST), good="request"),
-        _Call("clock_settime", settime, (clock, "@0")),
-        open_("open", data.add(device.encode() + b"\0"), 0),
-        _Call("RNDADDENTROPY", ioctl, ("fd", _RNDADDENTROPY, f"@{_TIME.size}")),
-        _Call("RNDRESEEDCRNG", ioctl, ("fd", _RNDRESEEDCRNG, 0)),
-    ]
+    made = _Program(arch)
+    read, settime, ioctl = (0, 227, 16) if made.amd64 else (63, 112, 29)
+    made.call("read", read, (0, "@0", _REQUEST), good="request")
+    made.call("clock_settime", settime, (clock, "@0"))
+    made.open("open", device)
+    made.call("RNDADDENTROPY", ioctl, ("fd", _RNDADDENTROPY, f"@{_TIME.size}"))
+    made.call("RNDRESEEDCRNG", ioctl, ("fd", _RNDRESEEDCRNG, 0))
     if visit:
-        calls.append(open_("open privcmd", data.add(privcmd.encode() + b"\0"), 2))
+        made.open("open privcmd", privcmd, writable=True)
         # Xen refuses another pin before the last one was undone (vcpu_temporary_affinity() in common/sched/core.c).
-        for pcpu in itertools.chain.from_iterable((pcpu, _NO_PIN) for pcpu in range(visit)):
-            pin = data.add(struct.pack("<i", pcpu))
-            # Its second argument is an address, known once the code is.
-            hypercall = data.add(_HYPERCALL.pack(_SCHED_OP, _PIN_OVERRIDE, pin, 0, 0, 0), address_at=16)
-            calls.append(_Call("SCHEDOP_pin_override", ioctl, ("fd", _IOCTL_PRIVCMD_HYPERCALL, f"+{hypercall}")))
-    assemble = _amd64 if amd64 else _arm64
-    data_at = -(-(_BASE + _HEADERS + len(assemble(calls, 0))) // 8) * 8
-    code = assemble(calls, data_at).ljust(data_at - _BASE - _HEADERS, b"\0") + data.content(data_at)
-    size = _HEADERS + len(code)
-    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head += struct.pack("<HHIQQQIHHHHHH", 2, 62 if amd64 else 183, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    head += struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
-    return head + code
+        for pcpu in visit:
+            if pcpu != HERE:
+                made.pin(pcpu)
+            made.past_timer()
+            if pcpu != HERE:
+                made.pin(_NO_PIN)
+    return made.elf()
+
+
+def rearming(arch: str, *, privcmd: str = _PRIVCMD) -> bytes:
+    """The ELF file of a program that has Xen set the timer of the CPU that it runs on, and does nothing else."""
+    made = _Program(arch)
+    made.open("open privcmd", privcmd, writable=True)
+    made.past_timer()
+    return made.elf()
+
+
+class _Program:
+    """System calls that are to be made, one after the other."""
+
+    def __init__(self, arch: str) -> None:
+        self.amd64 = arch == "amd64"
+        self._data = _Data()
+        self._calls: list[_Call] = []
+
+    def call(self, name: str, number: int, arguments: tuple[int | str, ...], *, good: Good = "zero") -> None:
+        """Any system call."""
+        self._calls.append(_Call(name, number, arguments, good))
+
+    def open(self, name: str, path: str, *, writable: bool = False) -> None:
+        """Open a file, to be ``fd`` in what follows."""
+        words: tuple[int | str, ...] = (f"+{self._data.add(path.encode() + bytes(1))}", 2 if writable else 0)
+        number, where = (2, words) if self.amd64 else (56, (_AT_FDCWD, *words))  # arm64 has openat only
+        self._calls.append(_Call(name, number, where, good="not negative", keeps_fd=True))
+
+    def hypercall(self, name: str, operation: int, argument: bytes) -> None:
+        """A hypercall of the scheduler's."""
+        at = self._data.add(argument)
+        # Its second argument is an address, known once the code is.
+        about = self._data.add(_HYPERCALL.pack(_SCHED_OP, operation, at, 0, 0, 0), address_at=16)
+        self.call(name, 16 if self.amd64 else 29, ("fd", _IOCTL_PRIVCMD_HYPERCALL, f"+{about}"))
+
+    def pin(self, pcpu: int) -> None:
+        """Move to a physical CPU and stay there, or, without one, go where Xen likes."""
+        self.hypercall("SCHEDOP_pin_override", _PIN_OVERRIDE, struct.pack("<i", pcpu))
+
+    def past_timer(self) -> None:
+        """Wait until a moment that is long past: no timer of this CPU is earlier, so Xen looks at all and sets one."""
+        self.hypercall("SCHEDOP_poll", _POLL, _SCHED_POLL.pack(0, 0, _LONG_PAST))
+
+    def elf(self) -> bytes:
+        """The whole file."""
+        assemble = _amd64 if self.amd64 else _arm64
+        data_at = -(-(_BASE + _HEADERS + len(assemble(self._calls, 0))) // 8) * 8
+        code = assemble(self._calls, data_at).ljust(data_at - _BASE - _HEADERS, b"\0") + self._data.content(data_at)
+        size, machine = _HEADERS + len(code), 62 if self.amd64 else 183
+        head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+        head += struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        head += struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
+        return head + code
 
 
 class _Data:

@@ -144,7 +144,7 @@ class Lab:
             domain.resume()
             return self._freeze(domain, target, ready)
 
-        key = self._template_key(image, machine, "boot")
+        key = self._template_key(image, machine, "boot 2")
         what = f"template of {image.release} {machine.arch}"
         return Template(self.store.get("template", key, build, what=what), image, machine)
 
@@ -303,7 +303,7 @@ class Lab:
         try:
             ready(domain)
             version = self._versions_of(domain.machine)["QEMU"]
-            template.freeze(domain, target / template.STATE, qemu_version=version)
+            template.freeze(domain, target, qemu_version=version)
         finally:
             domain.end()
             self._ended(domain)
@@ -392,7 +392,7 @@ def _rouse(domain: Domain) -> None:
     """Have an interrupt wait for a loaded arm64 machine, typed on its console before its CPUs run.
 
     QEMU restores the EL2 physical timer (CNTHP), which Xen uses, without arming it again; a Xen that was idle when it
-    was frozen would sleep on. Typed while the machine stands still, the key comes at one instruction in all clones.
+    was frozen would sleep on. dom0 of a deterministic one does not sleep when it is frozen (``template.ASLEEP``).
     """
-    if domain.machine.arch == "arm64":
+    if domain.machine.arch == "arm64" and domain.machine.timing == "fast":
         domain.console_write(b"\n")

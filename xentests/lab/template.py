@@ -6,6 +6,7 @@ device state alone (some 350 kB; capability ``x-ignore-shared``, QEMU docs/devel
 
 from __future__ import annotations
 
+import mmap
 import platform
 import shlex
 import shutil
@@ -25,6 +26,8 @@ RAM = "ram"
 STATE = "state"
 DISK = "disk.qcow2"
 BOOT_LOG = "boot.log"
+ASLEEP, AWAKE = b"asleep 9e5d7c41b2f80a36", b"awake: 9e5d7c41b2f80a36"
+"""What dom0 of a deterministic arm64 machine looks at in its memory while it is frozen, and what clones find there."""
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
 # A subsection's mark, the length of its name, its name, its version (QEMU docs/devel/migration, "vmstate").
 _COUNT = b"\x05\x0ctimer/icount" + (1).to_bytes(4, "big")
@@ -59,14 +62,17 @@ class Monitor(Protocol):
         """Run one QMP command."""
 
 
-def freeze(domain: Monitor, state: Path, *, qemu_version: str) -> None:
-    """Write the device state of a machine whose RAM is a shared file to ``state``; leaves the machine paused."""
+def freeze(domain: Monitor, target: Path, *, qemu_version: str) -> None:
+    """Write the device state of a machine whose RAM is a shared file in ``target``; leaves the machine paused."""
+    state, machine = target / STATE, domain.machine
     domain.monitor("stop")
     domain.monitor("migrate-set-capabilities", capabilities=_CAPABILITIES)
     domain.monitor("migrate", uri=_uri(state, qemu_version, write=True))
     _finish(domain, f"freezing {domain.name}")
-    if domain.machine.timing == "deterministic":
+    if machine.timing == "deterministic":
         count_from_zero(state)
+    if machine.timing == "deterministic" and machine.arch == "arm64":
+        awaken(target / RAM)
 
 
 def count_from_zero(state: Path) -> None:
@@ -84,6 +90,22 @@ def count_from_zero(state: Path) -> None:
     with state.open("r+b") as file:
         file.seek(at)
         file.write(_BIAS_AND_COUNT.pack(bias + (count << ICOUNT_SHIFT), 0))
+
+
+def awaken(ram: Path) -> None:
+    """Write ``AWAKE`` over ``ASLEEP`` in a frozen machine's memory, where a program waits for that.
+
+    So what clones do first they do by themselves, at one instruction in all of them. TemplateError when nobody waits.
+    """
+    with ram.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        at = memory.find(ASLEEP)
+        if at < 0:
+            raise TemplateError(
+                f"{ram}: dom0 of a deterministic arm64 host was frozen asleep; call its before_freeze()"
+            )
+        while at >= 0:
+            memory[at : at + len(AWAKE)] = AWAKE
+            at = memory.find(ASLEEP, at)
 
 
 def load(domain: Monitor, state: Path, *, qemu_version: str) -> None:

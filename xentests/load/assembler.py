@@ -193,7 +193,10 @@ class X86(Assembler):
 
 
 class Arm64(Assembler):
-    """An arm64 guest's kernel with its MMU off. The counter is CNTVCT_EL0 of a Cortex-A57 in QEMU: 62.5 MHz."""
+    """An arm64 guest's kernel with its MMU off. The counter is CNTPCT_EL0 of a Cortex-A57 in QEMU: 62.5 MHz.
+
+    Xen's traces are in its ticks, too; CNTVCT_EL0 begins anew with every guest.
+    """
 
     _NUMBERS: ClassVar[dict[Register, int]] = {
         "a": 0, "b": 9, "c": 10, "d": 11,
@@ -281,7 +284,7 @@ class Arm64(Assembler):
 
     def now(self, to: Register) -> Self:
         number = self._NUMBERS[to]
-        return self._word(0xD53BE040 | number).shift(to, self._TICK_BITS)  # mrs CNTVCT_EL0
+        return self._word(0xD53BE020 | number).shift(to, self._TICK_BITS)  # mrs CNTPCT_EL0
 
     def work(self, instructions: int) -> Self:
         for _ in range(instructions):

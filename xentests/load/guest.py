@@ -47,7 +47,8 @@ def _elf(code: bytes) -> bytes:
 
 def _image(code: bytes) -> bytes:
     head = struct.pack("<IIQQQQQQ4sI", 0x14000010, 0, 0x80000, MEMORY, 0xA, 0, 0, 0, b"ARM\x64", 0)
-    return head + code
+    # Memory behind the file is as its last owner left it (dom0, when it balloons): nobody clears what an Image lacks.
+    return (head + code).ljust(MEMORY, b"\0")
 
 
 @dataclass(frozen=True)

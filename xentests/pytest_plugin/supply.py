@@ -156,6 +156,7 @@ class Supply:
             charge.host = host
             try:
                 work(host)
+                host.before_freeze()
                 custody.check()
             except Exception as error:
                 custody.collect_early(self._harness.evidence_folder("setup"))
