@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from selftests.fakes import FakeDomain, FakeImage, elapsed
+from selftests.fakes import FakeDomain, FakeImage, FakeMachine, elapsed
 from xentests.errors import (
     CommandFailed,
     CommandTimeout,
@@ -240,6 +240,14 @@ def test_hypervisor_hang(host: Host, domain: FakeDomain) -> None:
     domain.xen_alive = False
     with pytest.raises(HypervisorHang, match="Xen does not answer its debug keys"):
         quiet_agent(domain, host).call("guest-ping", silence_s=1.0)
+
+
+def test_a_console_that_takes_no_keys_proves_nothing(host: Host, domain: FakeDomain) -> None:
+    """Nobody says that Xen hangs where QEMU keeps what is typed to itself."""
+    domain.xen_alive, domain.machine = False, FakeMachine("arm64", timing="deterministic")
+    with pytest.raises(HostHang, match="could not be asked") as caught:
+        quiet_agent(domain, host).call("guest-ping", silence_s=1.0)
+    assert not isinstance(caught.value, HypervisorHang)
 
 
 def test_stopped_machine_is_no_hang_of_xen(host: Host, domain: FakeDomain) -> None:

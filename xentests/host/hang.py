@@ -42,6 +42,12 @@ def diagnose(domain: Domain, console: Console, *, waited: str, doing: str) -> Ho
             f"with dom0's registers above them:\n{console.tail(30)}\n{where}. Look in it for dom0's last words and for "
             "what its vCPUs do ('0' pressed, 'q' pressed); `--xen-keep` keeps the host for a look."
         )
+    if domain.machine.timing == "deterministic" and domain.machine.arch == "arm64":
+        return HostHang(
+            f"{head}. Whether Xen still runs could not be asked: QEMU does not pass on what is typed on the console of "
+            f"an arm64 machine that it records (docs/decisions/08-two-timings.md). Last lines of the console:\n"
+            f"{console.tail(30)}\n{where}. Look whether the lab was overloaded."
+        )
     return HypervisorHang(
         f"{head}, and Xen does not answer its debug keys on the serial line: the hypervisor hangs, or this lab is "
         f"starved of CPU. Last lines of the console:\n{console.tail(30)}\n{where}. Look whether the lab was "
