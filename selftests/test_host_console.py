@@ -210,6 +210,36 @@ def test_expected_crash(console: Console, domain: FakeDomain) -> None:
     assert "Manual reset" in crash.report
 
 
+def test_known_crash(console: Console, domain: FakeDomain) -> None:
+    """A crash that is known ends the block, and is told by its name; without one the block just ends."""
+    with console.may_crash("FATAL PAGE FAULT") as crash:
+        pass
+    assert crash.name == ""
+    with console.may_crash("FATAL PAGE FAULT") as crash:
+        domain.later(0.1, lambda: domain.say(PANIC))
+        console.wait_for("never", 60)
+    assert crash.name == "xen-panic"
+    assert console.crashed
+
+
+def test_another_crash_than_the_known(console: Console, domain: FakeDomain) -> None:
+    """A crash that is not the known one is a crash."""
+    domain.later(0.1, lambda: domain.say(PANIC))
+    with pytest.raises(HypervisorCrash, match="this is not it"), console.may_crash("GENERAL PROTECTION"):
+        console.wait_for("never", 60)
+
+
+def test_a_report_begins_with_the_registers(console: Console, domain: FakeDomain) -> None:
+    """Where Xen was stands at their head, before a stack of any length; older states are not in it."""
+    stack = "".join(f"(XEN)    {number:016x}\r\n" for number in range(40))
+    first, second = (PANIC.replace("(XEN) CPU:    1", f"(XEN) RIP: {name}\r\n{stack}") for name in ("old", "here"))
+    domain.say(first.split("(XEN) ****", 1)[0] + second)
+    with pytest.raises(HypervisorCrash) as caught:
+        console.check()
+    assert "RIP: here" in str(caught.value)
+    assert "RIP: old" not in str(caught.value)
+
+
 def test_expected_crash_after_the_block(console: Console, domain: FakeDomain) -> None:
     """The crash may come a moment after the block."""
     with console.expect_crash() as crash:

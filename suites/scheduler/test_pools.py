@@ -16,6 +16,8 @@ from xentests.host.command import Word
 pytestmark = pytest.mark.xdist_group("pcpus")
 
 POOL = "second"
+KNOWN_CRASH = r"context_saved\+"
+"""Four of twelve moves of a guest at work panicked 4.17.5, in csched2_context_saved()."""
 SCHEDULERS = [
     pytest.param(name, id=name, marks=pytest.mark.needs(name))
     for name in ("credit", "credit2", "rtds", "null", "arinc653")
@@ -61,9 +63,15 @@ def test_guests_move(pcpus: MakePcpus) -> None:
     host = pcpus("g0")
     make(host, 2, 3)
     host.spin("g0")
-    for name, cpus in ((POOL, {2, 3}), ("Pool-0", {0, 1})):
-        host.host.succeed("xl", "cpupool-migrate", "g0", name)
-        host.stays_on("g0", cpus)
+    with host.host.console.may_crash(KNOWN_CRASH) as crash:
+        for name, cpus in ((POOL, {2, 3}), ("Pool-0", {0, 1})):
+            host.host.succeed("xl", "cpupool-migrate", "g0", name)
+            host.stays_on("g0", cpus)
+    if crash.name:
+        pytest.xfail(
+            "Xen panics now and then. Suspected, by reading sched/core.c: vcpu_context_saved() clears is_running, for "
+            "which sched_move_domain() waits, before the unit's scheduler has had its context_saved()"
+        )
 
 
 def test_cpus_move(pcpus: MakePcpus) -> None:

@@ -25,6 +25,7 @@ _CHUNK = 256 << 10
 _ASK_EVERY_S = 1.0  # whether there is still somebody to say something
 _UNREAD_LIMIT = 4 << 20
 _LINES_BEFORE, _LINES_AFTER = 12, 40
+_STATE, _LINES_OF_STATE = "----[ Xen-", 70
 _SWITCH_INPUT = b"\x01\x01\x01"
 _TO_ANY = rb"\*\*\* Serial input to (\w+)"
 
@@ -145,14 +146,17 @@ class Console:
         until(quiet, what="a quiet console", deadline=10.0, error=ProductFailure, every_s=0.05, slowest_s=0.05)
 
     def _around(self, offset: int) -> str:
-        first = max(0, offset - 4096)
+        first = max(0, offset - 8192)
         with self.log.open("rb") as file:
             file.seek(first)
             before = file.read(offset - first)
             after = file.read(16 << 10)
         before, after = (part.replace(b"\r", b"") for part in (before, after))
         line_start = before.rfind(b"\n") + 1
-        above = clean(before[:line_start], limit=4000).split("\n")[:-1][-_LINES_BEFORE:]
+        lines = clean(before[:line_start]).split("\n")[:-1]
+        # From Xen's registers on, if it printed them: where it was stands at their head.
+        at = next((n for n in range(1, min(_LINES_OF_STATE, len(lines)) + 1) if _STATE in lines[-n]), 0)
+        above = lines[-max(at, _LINES_BEFORE) :]
         below = clean(before[line_start:] + after, limit=8000).split("\n")[:_LINES_AFTER]
         return "\n".join(f"    {line}" for line in [*above, *below]).rstrip()
 
@@ -235,11 +239,27 @@ class Console:
         The block ends as soon as the crash is seen, wherever it is waiting then. Another crash raises HypervisorCrash
         as ever; none at all raises ProductFailure. The host is lost afterwards.
         """
+        with self.may_crash(pattern) as expected:
+            yield expected
+            self._await_crash(timeout_s)
+        if expected.name:
+            return
+        raise ProductFailure(
+            f"{self._domain.name}: a crash matching {pattern!r} had to come within {timeout_s:.0f} s and did not. Last "
+            f"lines of the console:\n{self.tail()}\nThe whole console: {self.log}"
+        )
+
+    @contextmanager
+    def may_crash(self, pattern: str) -> Iterator[ExpectedCrash]:
+        """The block may end with a crash whose lines match ``pattern``: a known one, to be told by ``name``.
+
+        Another crash raises HypervisorCrash as ever.
+        """
         self.check()
         expected = self._expected = ExpectedCrash(re.compile(pattern, re.MULTILINE))
         try:
             yield expected
-            self._await_crash(timeout_s)
+            self.check()
         except _ExpectedCrashSeen:
             return
         except (HostHang, CommandTimeout, DomainGone):
@@ -250,10 +270,6 @@ class Console:
             raise
         finally:
             self._expected = None
-        raise ProductFailure(
-            f"{self._domain.name}: a crash matching {pattern!r} had to come within {timeout_s:.0f} s and did not. Last "
-            f"lines of the console:\n{self.tail()}\nThe whole console: {self.log}"
-        )
 
     def _await_crash(self, timeout_s: float) -> None:
         deadline = Deadline(timeout_s)
