@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("pcpus")
 
 POOL = "second"
 KNOWN_CRASH = r"context_saved\+"
-"""Four of twelve moves of a guest at work panicked 4.17.5, in csched2_context_saved()."""
+"""Ten of 39 runs panicked 4.17.5, in csched2_context_saved()."""
 SCHEDULERS = [
     pytest.param(name, id=name, marks=pytest.mark.needs(name))
     for name in ("credit", "credit2", "rtds", "null", "arinc653")
