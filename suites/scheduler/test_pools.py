@@ -16,7 +16,7 @@ from xentests.host.command import Word
 pytestmark = pytest.mark.xdist_group("pcpus")
 
 POOL = "second"
-KNOWN_CRASH = r"context_saved\+"
+KNOWN_CRASH = r"csched2_context_saved\+"
 """Ten of 39 runs panicked 4.17.5, in csched2_context_saved()."""
 SCHEDULERS = [
     pytest.param(name, id=name, marks=pytest.mark.needs(name))

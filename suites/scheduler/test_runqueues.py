@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.needs("credit2"), pytest.mark.xdist_group("pcpus")]
 ARRANGEMENTS = {"cpu": 4, "core": 4, "socket": 2, "node": 1, "all": 1}
 """Runqueues on two sockets of two cores, in one node."""
 ON_ARM = {**ARRANGEMENTS, "core": 1, "socket": 1}
-"""Xen on Arm knows of no cores and sockets: ``cpu_to_core`` and ``cpu_to_socket`` in its asm-arm/processor.h are 0."""
+"""Xen on Arm tells no cores and sockets apart: 4.14 had one runqueue of all CPUs with either."""
 _RUNQUEUE = re.compile(r"Runqueue \d+:\n.*?ncpus += (\d+)\n.*?cpus += ([\d,-]+)", re.DOTALL)
 
 

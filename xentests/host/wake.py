@@ -100,7 +100,7 @@ def _succeeded(host: Host, result: Result) -> None:
 def _program(host: Host) -> bytes:
     # QEMU restores the timer of arm64's EL2 without arming it: a CPU on which Xen was idle when it was frozen sleeps on
     # until something interrupts it, as moving dom0 there does. The first CPU is roused by the lab. Xen sets the timer
-    # again when one comes that is earlier than all others; until then a vCPU at work is never made to stop.
+    # again when one comes that is earlier than all others.
     machine = host.domain.machine
     visit: list[int] = []
     if host.arch == "arm64":
